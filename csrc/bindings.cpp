@@ -1,0 +1,135 @@
+// The one pybind11 module, diffmd_fast._C: pointers, sizes and flags in; nothing is owned or kept.
+// Python (diffmd_fast/ops) has checked shapes, dtypes and devices before it calls; addresses come as integers
+// (tensor.data_ptr()), 0 for "not asked for". The GIL is released while a kernel runs.
+#include <pybind11/pybind11.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include <string>
+
+#include "em_step.hpp"
+
+namespace py = pybind11;
+using Address = std::uintptr_t;
+
+namespace {
+
+enum class Level { baseline, avx2, avx512 };
+
+bool available(Level level) {
+  switch (level) {
+#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef DIFFMD_HAS_avx512
+    case Level::avx512:
+      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("fma");
+#endif
+#ifdef DIFFMD_HAS_avx2
+    case Level::avx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+#endif
+    case Level::baseline: return true;
+    default: return false;
+  }
+}
+
+Level best_level() {
+  for (Level level : {Level::avx512, Level::avx2})
+    if (available(level)) return level;
+  return Level::baseline;
+}
+
+Level current = best_level();
+
+const char* name_of(Level level) {
+  return level == Level::avx512 ? "avx512" : level == Level::avx2 ? "avx2" : "baseline";
+}
+
+std::string set_simd_level(const std::string& name) {
+  for (Level level : {Level::baseline, Level::avx2, Level::avx512}) {
+    if (name != name_of(level)) continue;
+    if (!available(level)) throw py::value_error("level: " + name + " was not compiled or this processor lacks it");
+    const std::string before = name_of(current);
+    current = level;
+    return before;
+  }
+  throw py::value_error("level: expected baseline, avx2 or avx512, got " + name);
+}
+
+// diffmd::<level in use>::CALL, with the GIL released.
+#ifdef DIFFMD_HAS_avx512
+#define DIFFMD_CALL_AVX512(...) diffmd::avx512::__VA_ARGS__
+#else
+#define DIFFMD_CALL_AVX512(...) diffmd::baseline::__VA_ARGS__
+#endif
+#ifdef DIFFMD_HAS_avx2
+#define DIFFMD_CALL_AVX2(...) diffmd::avx2::__VA_ARGS__
+#else
+#define DIFFMD_CALL_AVX2(...) diffmd::baseline::__VA_ARGS__
+#endif
+#define DIFFMD_CALL(...)                                                  \
+  do {                                                                    \
+    py::gil_scoped_release released;                                      \
+    switch (current) {                                                    \
+      case Level::avx512: DIFFMD_CALL_AVX512(__VA_ARGS__); break;         \
+      case Level::avx2: DIFFMD_CALL_AVX2(__VA_ARGS__); break;             \
+      default: diffmd::baseline::__VA_ARGS__;                             \
+    }                                                                     \
+  } while (false)
+
+template <typename T> T* at(Address address) { return reinterpret_cast<T*>(address); }
+
+// ---- em_step --------------------------------------------------------------------------------------------
+template <typename T>
+void em_step(std::int64_t n_replicas, std::int64_t n_atoms, Address positions, Address score,
+             Address diffusion_time, bool diffusion_per_atom, Address variance, bool variance_per_replica,
+             std::uint64_t seed, std::uint32_t first_replica, std::uint64_t step, std::uint32_t domain,
+             Address new_positions, Address noise, Address log_density, int n_threads) {
+  const diffmd::EmStep<T> call{n_replicas, n_atoms, at<T>(positions), at<T>(score), at<double>(diffusion_time),
+                               at<double>(variance), diffusion_per_atom, variance_per_replica, seed,
+                               first_replica, step, domain, at<T>(new_positions), at<T>(noise),
+                               at<T>(log_density), n_threads};
+  DIFFMD_CALL(em_step<T>(call));
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = DIFFMD_VERSION;
+  info["compiler"] = DIFFMD_COMPILER;
+#ifdef _OPENMP
+  info["openmp"] = true;
+  info["openmp_threads"] = omp_get_max_threads();
+#else
+  info["openmp"] = false;
+  info["openmp_threads"] = 1;
+#endif
+  py::list compiled, usable;
+  compiled.append("baseline");
+#ifdef DIFFMD_HAS_avx2
+  compiled.append("avx2");
+#endif
+#ifdef DIFFMD_HAS_avx512
+  compiled.append("avx512");
+#endif
+  for (Level level : {Level::baseline, Level::avx2, Level::avx512})
+    if (available(level)) usable.append(name_of(level));
+  info["simd_compiled"] = compiled;
+  info["simd_usable"] = usable;
+  info["simd"] = name_of(current);
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native kernels of diffmd_fast. Call them through diffmd_fast.ops, which checks its arguments.";
+  m.def("build_info", &build_info);
+  m.def("set_simd_level", &set_simd_level, "Use another SIMD level; returns the one used before.");
+
+  // em_step: arguments in the order of csrc/em_step.hpp
+  m.def("em_step_float32", &em_step<float>);
+  m.def("em_step_float64", &em_step<double>);
+}

@@ -1,0 +1,24 @@
+// One source, several SIMD levels. Every operation is compiled once per level into namespace
+// diffmd::<level>; bindings.cpp calls the level chosen when the module was loaded.
+//
+// A kernel file uses plain pointers and loops only, no containers of the standard library: an inline
+// function shared by two levels would be merged by the linker, and the AVX-512 copy could end up running
+// on a machine that has none.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#define DIFFMD_DECLARE(...)                      \
+  namespace diffmd {                             \
+  namespace baseline { __VA_ARGS__; }            \
+  namespace avx2 { __VA_ARGS__; }                \
+  namespace avx512 { __VA_ARGS__; }              \
+  }
+
+#if defined(__GNUC__)
+#define DIFFMD_INLINE inline __attribute__((always_inline))
+#define DIFFMD_RESTRICT __restrict__
+#else
+#define DIFFMD_INLINE inline
+#define DIFFMD_RESTRICT
+#endif

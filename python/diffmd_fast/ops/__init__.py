@@ -1,0 +1,6 @@
+"""Operators: checks, schema, fake, autograd and dispatch by device.  ``torch.ops.diffmd_fast.*`` underneath."""
+
+from ._library import get_num_threads, set_num_threads
+from .em_step import EmStepResult, em_step
+
+__all__ = ["EmStepResult", "em_step", "get_num_threads", "set_num_threads"]

@@ -1,0 +1,50 @@
+"""The one torch library that every operator of the package is registered in (``torch.ops.diffmd_fast.*``)."""
+
+from __future__ import annotations
+
+import torch
+
+# torch is imported before the native module on purpose: the module then shares torch's OpenMP runtime instead of
+# bringing a second pool of threads.
+from .. import _C  # noqa: F401
+
+LIBRARY = torch.library.Library("diffmd_fast", "DEF")
+NATIVE_DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+_threads: int | None = None
+
+
+def set_num_threads(n: int | None) -> None:
+    """Threads of the native kernels; None (the default) follows ``torch.get_num_threads()``."""
+    global _threads
+    from ..errors import check_integer
+
+    _threads = None if n is None else check_integer(n, "n_threads", minimum=1, maximum=1024)
+
+
+def get_num_threads() -> int:
+    """Threads that the native kernels use."""
+    return torch.get_num_threads() if _threads is None else _threads
+
+
+def native(name: str, dtype: torch.dtype):
+    """The native function ``_C.<name>_<dtype>``."""
+    return getattr(_C, f"{name}_{NATIVE_DTYPES[dtype]}")
+
+
+def define(schema: str, cpu, fake, other=None) -> None:
+    """Register an operator: its schema, CPU kernel, fake (shapes only) kernel, and the kernel of other devices.
+
+    ``other`` is the plain PyTorch reference in the schema's own signature; it serves every device without a
+    kernel of its own.
+    """
+    name = schema.split("(", 1)[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, cpu, "CPU")
+    if other is not None:
+        for key in ("CUDA", "MPS", "XPU"):
+            LIBRARY.impl(name, other, key)
+    torch.library.register_fake(f"diffmd_fast::{name}", fake, lib=LIBRARY)
+
+
+def register_autograd(name: str, backward, setup_context) -> None:
+    torch.library.register_autograd(f"diffmd_fast::{name}", backward, setup_context=setup_context, lib=LIBRARY)

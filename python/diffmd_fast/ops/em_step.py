@@ -1,0 +1,143 @@
+"""One spring-tied denoising step, which is one Euler-Maruyama step.
+
+arXiv 2511.17741, in the form settled in docs/theory.md section 1:
+
+    x' = x + D dt s(x) + sqrt(2 D dt v) xi,    k = 1/(2 D dt),    v = T/T0
+
+Fast path: csrc/em_step.cpp.  Truth: reference/em_step.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..backend import run_reference
+from ..errors import InputError, check_integer, check_number, check_tensor, require
+from ..reference.em_step import EmStepResult, em_step_core
+from ._library import define, get_num_threads, native, register_autograd
+
+
+def em_step(positions: Tensor, score: Tensor, *, diffusion: float | Tensor, time_step: float | None = None,
+            stiffness: float | Tensor | None = None, variance: float | Tensor = 1.0, seed: int = 0,
+            first_replica: int = 0, step: int = 0, return_noise: bool = False,
+            return_log_density: bool = False) -> Tensor | EmStepResult:
+    """Advance every replica by one step.
+
+    Args:
+        positions: [replicas, atoms, 3] nm, float32 or float64.
+        score: [replicas, atoms, 3] 1/nm, the gradient of log p at ``positions``.
+        diffusion: D in nm^2/ps, a number or one per atom [atoms].
+        time_step: ps.  Give either this or ``stiffness``.
+        stiffness: k = 1/(2 D dt) in 1/nm^2, a number or one per atom [atoms].
+        variance: T/T0, a number or one per replica [replicas]; scales the noise and leaves the drift.
+        seed: 0 .. 2^64-1.
+        first_replica: number of the batch's first replica; replica r draws the noise of first_replica + r, so a
+            batch may be cut anywhere without changing a trajectory.
+        step: number of the step, 0 .. 2^56-1.
+        return_noise: also return xi [replicas, atoms, 3].
+        return_log_density: also return log p(x'|x) [replicas], of the Gaussian in (spring).
+
+    Returns:
+        The new positions, or an :class:`EmStepResult` when noise or log density was asked for.  Differentiable
+        to any order with respect to positions and score (the log density does not depend on them: its
+        gradient is zero); not with respect to diffusion, variance, time_step or stiffness.
+
+    Raises:
+        InputError: an argument of the wrong shape, dtype, device or range; the message names it.
+    """
+    diffusion_time, variance = _check(positions, score, diffusion, time_step, stiffness, variance, seed,
+                                      first_replica, step)
+    if run_reference(positions.device.type, "em_step"):
+        outputs = em_step_core(positions, score, diffusion_time, variance, seed, first_replica, step)
+    else:
+        signed = seed - 2**64 if seed >= 2**63 else seed  # a schema's int is signed; the bits are the same
+        outputs = torch.ops.diffmd_fast.em_step(positions, score, diffusion_time, variance, signed, first_replica,
+                                                step, return_noise or return_log_density, return_log_density)
+    if not (return_noise or return_log_density):
+        return outputs[0]
+    return EmStepResult(outputs[0], outputs[1] if return_noise else None,
+                        outputs[2] if return_log_density else None)
+
+
+def _check(positions, score, diffusion, time_step, stiffness, variance, seed, first_replica, step):
+    check_tensor(positions, "positions", ("replicas", "atoms", 3))
+    n_replicas, n_atoms, _ = positions.shape
+    check_tensor(score, "score", tuple(positions.shape), like=("positions", positions))
+    check_integer(seed, "seed", minimum=0, maximum=2**64 - 1)
+    check_integer(first_replica, "first_replica", minimum=0, maximum=2**32 - 1 - n_replicas)
+    check_integer(step, "step", minimum=0, maximum=2**56 - 1)
+    require((time_step is None) != (stiffness is None), "time_step", "either time_step or stiffness",
+            "both" if time_step is not None else "neither")
+    d = _per("diffusion", diffusion, n_atoms, positions.device, "nm^2/ps", above_zero=True)
+    if time_step is not None:
+        diffusion_time = d * check_number(time_step, "time_step", above=0, unit="ps")
+    else:
+        k = _per("stiffness", stiffness, n_atoms, positions.device, "1/nm^2", above_zero=True)
+        diffusion_time = (0.5 / k).expand(d.shape) if d.numel() > k.numel() else 0.5 / k
+    v = _per("variance", variance, n_replicas, positions.device, "", above_zero=False, each="replicas")
+    return diffusion_time.contiguous(), v
+
+
+def _per(name: str, value, n: int, device, unit: str, above_zero: bool, each: str = "atoms") -> Tensor:
+    """A float64 tensor [1] or [n] from a number or a tensor of one per atom (or replica), checked."""
+    if not isinstance(value, Tensor):
+        bound = {"above": 0} if above_zero else {"minimum": 0}
+        return torch.tensor([check_number(value, name, unit=unit, **bound)], dtype=torch.float64, device=device)
+    if value.requires_grad:
+        raise InputError(f"{name}: expected a tensor without gradient (em_step is not differentiable with respect "
+                         f"to {name}), got requires_grad=True")
+    require(value.dim() <= 1 and value.numel() in (1, n), name, f"a number or shape [{n}] (one for each of the {each})",
+            f"shape {list(value.shape)}")
+    require(value.device == device, name, f"the device of positions ({device})", value.device)
+    value = value.to(torch.float64).reshape(-1)
+    good = torch.isfinite(value) & (value > 0 if above_zero else value >= 0)
+    require(bool(good.all()), name, f"finite values {'above' if above_zero else 'of at least'} 0 {unit}".rstrip(),
+            f"{value[~good][:1].tolist()} among them")
+    return value
+
+
+def _cpu(positions, score, diffusion_time, variance, seed, first_replica, step, with_noise, with_log_density):
+    positions, score = positions.contiguous(), score.contiguous()
+    n_replicas, n_atoms, _ = positions.shape
+    moved = torch.empty_like(positions)
+    noise = torch.empty_like(positions) if with_noise or with_log_density else positions.new_empty(0)
+    log_density = positions.new_empty(n_replicas if with_log_density else 0)
+    native("em_step", positions.dtype)(
+        n_replicas, n_atoms, positions.data_ptr(), score.data_ptr(), diffusion_time.data_ptr(),
+        diffusion_time.numel() > 1, variance.data_ptr(), variance.numel() > 1, seed & (2**64 - 1), first_replica, step,
+        0, moved.data_ptr(), noise.data_ptr() if noise.numel() else 0,
+        log_density.data_ptr() if with_log_density else 0, get_num_threads())
+    return moved, noise, log_density
+
+
+def _other(positions, score, diffusion_time, variance, seed, first_replica, step, with_noise, with_log_density):
+    moved, noise, log_density = em_step_core(positions, score, diffusion_time, variance, seed & (2**64 - 1),
+                                             first_replica, step)
+    return (moved, noise if with_noise or with_log_density else positions.new_empty(0),
+            log_density if with_log_density else positions.new_empty(0))
+
+
+def _fake(positions, score, diffusion_time, variance, seed, first_replica, step, with_noise, with_log_density):
+    return (torch.empty_like(positions, memory_format=torch.contiguous_format),
+            torch.empty_like(positions, memory_format=torch.contiguous_format) if with_noise or with_log_density
+            else positions.new_empty(0),
+            positions.new_empty(positions.shape[0] if with_log_density else 0))
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(inputs[2])
+    ctx.mark_non_differentiable(output[1], output[2])
+
+
+def _backward(ctx, grad_moved, grad_noise, grad_log_density):
+    """x' is linear in positions and score, so plain torch operations give every higher derivative."""
+    (diffusion_time,) = ctx.saved_tensors
+    grad_score = grad_moved * diffusion_time.to(grad_moved.dtype)[None, :, None]
+    return grad_moved, grad_score, None, None, None, None, None, None, None
+
+
+define("em_step(Tensor positions, Tensor score, Tensor diffusion_time, Tensor variance, int seed, "
+       "int first_replica, int step, bool with_noise, bool with_log_density) -> (Tensor, Tensor, Tensor)",
+       _cpu, _fake, _other)
+register_autograd("em_step", _backward, _setup_context)

@@ -1,0 +1,193 @@
+"""em_step: every backend and SIMD level against the reference, the noise's independence of batching, bad input."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from diffmd_fast import InputError, ops, reference, set_num_threads
+from diffmd_fast.reference.em_step import normals, philox_words
+
+from .common import SIMD_LEVELS, assert_float64_rule, opcheck, simd_level
+
+
+def numpy_philox(key, counter):
+    """Philox4x32-10 written once more, in Python integers: an independent witness."""
+    c, k = list(counter), list(key)
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [(p1 >> 32) ^ c[1] ^ k[0], p1 & 0xFFFFFFFF, (p0 >> 32) ^ c[3] ^ k[1], p0 & 0xFFFFFFFF]
+        k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return c
+
+
+def make(rng, n_replicas=5, n_atoms=7, dtype=torch.float32):
+    positions = torch.randn(n_replicas, n_atoms, 3, generator=rng, dtype=torch.float64)
+    score = 300 * torch.randn(n_replicas, n_atoms, 3, generator=rng, dtype=torch.float64)
+    return positions.to(dtype), score.to(dtype)
+
+
+COMMON = dict(diffusion=0.002, time_step=1e-3, seed=2**63 + 5, first_replica=3, step=2**33 + 17)
+
+
+def test_philox_known_answers():
+    """Zero key and counter, and all ones: the values published with Random123."""
+    assert numpy_philox((0, 0), (0, 0, 0, 0)) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    ones = 0xFFFFFFFF
+    assert numpy_philox((ones, ones), (ones,) * 4) == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
+
+
+def test_reference_words_are_philox():
+    seed, step = 0x0123456789ABCDEF, 0x00ABCDEF_12345678
+    words = philox_words(seed, torch.tensor([[7], [2**32 - 1]]), step, torch.tensor([[0, 5]]), domain=2)
+    for i, replica in enumerate((7, 2**32 - 1)):
+        for j, atom in enumerate((0, 5)):
+            want = numpy_philox((0x89ABCDEF, 0x01234567), (atom, replica, 0x12345678, 0x02ABCDEF))
+            assert [int(w[i, j]) for w in words] == want
+
+
+@pytest.mark.parametrize("level", SIMD_LEVELS)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 17), (3, 10), (5, 22), (40, 16)])
+def test_native_float64_equals_reference(rng, level, shape):
+    positions, score = make(rng, *shape, dtype=torch.float64)
+    arguments = dict(COMMON, return_noise=True, return_log_density=True)
+    want = reference.em_step(positions, score, **arguments)
+    with simd_level(level):
+        got = ops.em_step(positions, score, **arguments)
+    for a, b in zip(got, want):
+        torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("level", SIMD_LEVELS)
+def test_float32_within_twice_the_reference_error(rng, level):
+    positions, score = make(rng, 64, 22)
+    arguments = dict(COMMON, return_noise=True, return_log_density=True)
+    want64 = reference.em_step(positions.double(), score.double(), **arguments)
+    want32 = reference.em_step(positions, score, **arguments)
+    with simd_level(level):
+        got = ops.em_step(positions, score, **arguments)
+    for name, a, b, c in zip(got._fields, got, want32, want64):
+        assert_float64_rule(a, b, c, name)
+
+
+def test_noise_does_not_depend_on_batch_or_threads(rng):
+    positions, score = make(rng, 1000, 22)
+    whole = ops.em_step(positions, score, **COMMON)
+    parts = []
+    for first, last in ((0, 1), (1, 334), (334, 1000)):
+        arguments = dict(COMMON, first_replica=COMMON["first_replica"] + first)
+        parts.append(ops.em_step(positions[first:last], score[first:last], **arguments))
+    assert torch.equal(torch.cat(parts), whole)
+    try:
+        for n in (1, 2, 3):
+            set_num_threads(n)
+            assert torch.equal(ops.em_step(positions, score, **COMMON), whole)
+    finally:
+        set_num_threads(None)
+
+
+def test_step_is_the_spring(rng):
+    """theory.md section 1: EM with time step dt and the Gaussian with k = 1/(2 D dt) are one: same x' and density."""
+    positions, score = make(rng, dtype=torch.float64)
+    d, dt, v = 0.0017, 0.002, 1.3
+    k = 1 / (2 * d * dt)
+    a = ops.em_step(positions, score, diffusion=d, time_step=dt, variance=v, seed=1, return_noise=True,
+                    return_log_density=True)
+    b = ops.em_step(positions, score, diffusion=d, stiffness=k, variance=v, seed=1)
+    torch.testing.assert_close(a.positions, b, rtol=1e-14, atol=1e-15)
+    rest = positions + score / (2 * k)
+    torch.testing.assert_close(a.positions, rest + math.sqrt(v / k) * a.noise, rtol=1e-13, atol=1e-14)
+    dimensions = positions[0].numel()
+    density = -(k / (2 * v)) * ((a.positions - rest) ** 2).sum((1, 2)) + 0.5 * dimensions * math.log(
+        k / (2 * math.pi * v))
+    torch.testing.assert_close(a.log_density, density, rtol=1e-10, atol=1e-9)
+
+
+def test_per_atom_and_per_replica_values(rng):
+    positions, score = make(rng, 4, 3, dtype=torch.float64)
+    d = torch.tensor([0.001, 0.002, 0.003], dtype=torch.float64)
+    v = torch.tensor([0.5, 1.0, 1.5, 0.0], dtype=torch.float64)
+    got = ops.em_step(positions, score, diffusion=d, time_step=0.01, variance=v, seed=4)
+    for r in range(4):
+        for a in range(3):
+            one = normals(4, torch.tensor(r), 0, torch.tensor(a), torch.float64)
+            want = positions[r, a] + 0.01 * d[a] * score[r, a] + math.sqrt(2 * 0.01 * d[a] * v[r]) * one
+            torch.testing.assert_close(got[r, a], want, rtol=1e-13, atol=1e-14)
+    by_stiffness = ops.em_step(positions, score, diffusion=d, stiffness=1 / (0.02 * d), variance=v, seed=4)
+    torch.testing.assert_close(by_stiffness, got, rtol=1e-13, atol=1e-14)
+
+
+def test_normals_are_standard():
+    """Mean, variance, fourth moment and neighbour correlations of 3 million numbers; limits at 5 standard errors:
+    false alarm below 1e-5 for the 9 checks together. Fixed seed, no retry."""
+    n = 1_000_000
+    zero = torch.zeros(n, 1, 3)
+    xi = ops.em_step(zero, zero, diffusion=0.5, time_step=1.0, seed=99).double().numpy()[:, 0]
+    for c in range(3):
+        assert abs(xi[:, c].mean()) < 5 / math.sqrt(n)
+        assert abs(xi[:, c].var() - 1) < 5 * math.sqrt(2 / n)
+        assert abs((xi[:, c] ** 4).mean() - 3) < 5 * math.sqrt(96 / n)
+    for a, b in ((xi[:, 0], xi[:, 1]), (xi[:, 1], xi[:, 2]), (xi[:-1, 0], xi[1:, 0])):
+        assert abs(np.mean(a * b)) < 5 / math.sqrt(n)
+
+
+def test_gradients(rng):
+    positions, score = make(rng, 2, 3, dtype=torch.float64)
+    positions.requires_grad_()
+    score.requires_grad_()
+
+    def step(x, s):
+        return ops.em_step(x, s, diffusion=torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64), time_step=0.1, seed=3)
+
+    assert torch.autograd.gradcheck(step, (positions, score))
+    assert torch.autograd.gradgradcheck(step, (positions, score))
+
+
+def test_opcheck(rng):
+    positions, score = make(rng)
+    one = torch.ones(1, dtype=torch.float64)
+    for flags in ((False, False), (True, False), (True, True)):
+        opcheck(torch.ops.diffmd_fast.em_step, (positions.requires_grad_(), score, one, one, 1, 0, 0, *flags))
+
+
+def test_non_contiguous_and_empty(rng):
+    positions, score = make(rng, 6, 4)
+    strided = positions.repeat(1, 2, 1)[:, ::2]
+    assert not strided.is_contiguous()
+    assert torch.equal(ops.em_step(strided, score, **COMMON), ops.em_step(strided.contiguous(), score, **COMMON))
+    assert ops.em_step(positions[:0], score[:0], **COMMON).shape == (0, 4, 3)
+
+
+BAD = [
+    ("positions", dict(positions=torch.zeros(3, 3))),
+    ("positions", dict(positions=torch.zeros(2, 3, 3, dtype=torch.int32))),
+    ("positions", dict(positions=[[0.0]])),
+    ("score", dict(score=torch.zeros(2, 4, 3))),
+    ("score", dict(score=torch.zeros(2, 3, 3, dtype=torch.float64))),
+    ("score", dict(score=torch.zeros(2, 3, 3, device="meta"))),
+    ("time_step", dict(time_step=0.0)),
+    ("time_step", dict(time_step=-1.0)),
+    ("time_step", dict(time_step=float("nan"))),
+    ("time_step", dict(time_step=1.0, stiffness=1.0)),
+    ("time_step", dict(time_step=None)),
+    ("stiffness", dict(time_step=None, stiffness=-5.0)),
+    ("diffusion", dict(diffusion=0.0)),
+    ("diffusion", dict(diffusion=torch.ones(2))),
+    ("diffusion", dict(diffusion=torch.ones(3, requires_grad=True))),
+    ("diffusion", dict(diffusion=torch.tensor([1.0, float("nan"), 1.0]))),
+    ("variance", dict(variance=-1.0)),
+    ("variance", dict(variance=torch.ones(3))),
+    ("seed", dict(seed=-1)),
+    ("seed", dict(seed=1.5)),
+    ("first_replica", dict(first_replica=2**32)),
+    ("step", dict(step=-1)),
+]
+
+
+@pytest.mark.parametrize(("argument", "change"), BAD)
+def test_bad_input_is_one_clear_error(argument, change):
+    arguments = dict(positions=torch.zeros(2, 3, 3), score=torch.zeros(2, 3, 3), diffusion=1.0, time_step=1.0)
+    with pytest.raises(InputError) as error:
+        ops.em_step(**{**arguments, **change})
+    assert str(error.value).startswith(argument + ":") and "\n" not in str(error.value)
