@@ -1,5 +1,6 @@
 """Energies: the protocol, the learned SchNet, and analytic energies with known answers."""
 
 from .energy import Energy, EnergyModel
+from .schnet import SchNet
 
-__all__ = ["Energy", "EnergyModel"]
+__all__ = ["Energy", "EnergyModel", "SchNet"]

@@ -1,0 +1,376 @@
+"""SchNet with B-spline filters: the learned energy E(x, sigma) in kT0.
+
+Continuous-filter convolutions follow SchNet (Schuett et al., J. Chem. Phys. 148, 241722, 2018).  What differs:
+radial filters are cubic B-splines whose coefficients a small network produces from the knots, so an edge costs
+four multiply-adds per feature, in training and in a run alike; sines and cosines of bonded torsions enter as node
+features, so that a conformation and its mirror image are told apart; the noise level gates and shifts every block;
+and a few springs fitted to the snapshots carry the stiff part that would otherwise take the network long to learn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import _C, ops
+from ..backend import current_backend
+from ..errors import InputError, check_integer, check_number, require
+from .energy import Energy
+
+ALL_PAIRS_LIMIT = 64  # atoms up to which every pair is an edge; above, edges come from a list within the cutoff
+SPRING_FADE = 0.05  # nm; springs describe small fluctuations only, so they fade at noise levels above this
+
+
+class SchNet(Energy):
+    """A conservative energy for one molecule, or for many that share atom types.
+
+    Args:
+        n_atoms: atoms of the molecule.
+        n_features: width of the node features.
+        n_blocks: interaction blocks.
+        cutoff: nm; filters and their first two derivatives vanish there.
+        bonds: pairs (i, j).
+        torsions: quadruples (a, b, c, d); None takes every bonded quadruple, ``()`` none.
+        atom_types: one integer per atom; atoms of one type share their embedding.  None gives each atom its own
+            (one molecule); atomic numbers give one per element (many molecules, see :meth:`for_molecule`).
+        n_knots: spline intervals on [0, cutoff].
+        noise_levels: (smallest, largest) sigma in nm that the model is trained for.
+        springs: {"pairs": [P, 2], "mean": [P] nm, "variance": [P] nm^2} of stiff distances, or None; fitted to the
+            snapshots by the trainer.
+        spread: nm^2, variance per coordinate of the atoms about the molecule's centre, or None; with it the
+            energy tends to the exact Gaussian at large noise.
+        temperature: T0 in K.
+
+    Raises:
+        InputError: an argument out of range; indices of bonds, torsions or springs out of the molecule.
+    """
+
+    def __init__(self, n_atoms: int, n_features: int = 64, n_blocks: int = 3, cutoff: float = 1.0,
+                 bonds: Sequence = (), torsions: Sequence | None = None, *, atom_types: Sequence[int] | None = None,
+                 n_knots: int = 100, noise_levels: tuple[float, float] = (0.002, 0.5),
+                 springs: dict[str, Any] | None = None, spread: float | None = None, temperature: float = 300.0):
+        super().__init__()
+        self.n_atoms = check_integer(n_atoms, "n_atoms", minimum=1)
+        self.n_features = check_integer(n_features, "n_features", minimum=1)
+        self.n_blocks = check_integer(n_blocks, "n_blocks", minimum=1)
+        self.cutoff = check_number(cutoff, "cutoff", above=0, unit="nm")
+        self.n_knots = check_integer(n_knots, "n_knots", minimum=4)
+        self.temperature = check_number(temperature, "temperature", above=0, unit="K")
+        low, high = (check_number(level, "noise_levels", above=0, unit="nm") for level in noise_levels)
+        require(low <= high, "noise_levels", "(smallest, largest) in nm", f"({low:g}, {high:g})")
+        self.noise_levels = (low, high)
+        self.noise_level = low
+        self.bonds = _index_rows("bonds", bonds, 2, self.n_atoms)
+        self.torsions = bonded_torsions(self.bonds) if torsions is None else _index_rows(
+            "torsions", torsions, 4, self.n_atoms)
+        types = list(range(self.n_atoms)) if atom_types is None else [
+            check_integer(t, "atom_types", minimum=0) for t in atom_types]
+        require(len(types) == self.n_atoms, "atom_types", f"{self.n_atoms} integers", len(types))
+        self.atom_types = types
+        self.spread = None if spread is None else check_number(spread, "spread", above=0, unit="nm^2")
+        self._set_springs(springs)
+        self.type_table = sorted(set(types))
+        self.torsion_table = sorted({_canonical(q, types)[0] for q in self.torsions})
+        self.support: dict[str, Any] | None = None
+        self._assign()
+        self._build()
+
+    def _build(self) -> None:
+        width = self.n_features
+        self.embedding = nn.Parameter(torch.randn(len(self.type_table), width))
+        self.torsion_weights = nn.Parameter(0.3 * torch.randn(len(self.torsion_table), 4, 2, width))
+        self.noise_embedding = nn.Sequential(nn.Linear(16, width), nn.SiLU())
+        # per block a gate and a shift, the same for the readout, and a shift of the first features
+        self.noise_heads = nn.Linear(width, (2 * self.n_blocks + 3) * width)
+        nn.init.zeros_(self.noise_heads.weight)
+        nn.init.zeros_(self.noise_heads.bias)
+        self.blocks = nn.ModuleList(_Block(width, self._n_radial()) for _ in range(self.n_blocks))
+        self.readout_in = nn.Linear(width, width)
+        self.readout_out = nn.Parameter(torch.randn(width) / (10 * math.sqrt(width)))
+        centres = (torch.arange(self.n_knots + 3, dtype=torch.float64) - 1) * (self.cutoff / self.n_knots)
+        grid = torch.linspace(0, self.cutoff, self._n_radial(), dtype=torch.float64)
+        basis = torch.exp(-0.5 * ((centres[:, None] - grid) / (grid[1] - grid[0])) ** 2)
+        # The last three coefficients are zero, so a filter and its first two derivatives vanish at the cutoff.
+        keep = torch.ones(self.n_knots + 3, 1, dtype=torch.float64)
+        keep[-3:] = 0
+        self.register_buffer("radial_basis", basis.to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer("keep", keep.to(torch.get_default_dtype()), persistent=False)
+
+    def _n_radial(self) -> int:
+        return max(8, round(64 * self.cutoff)) if self.cutoff < 4 else 256
+
+    def _set_springs(self, springs: dict[str, Any] | None) -> None:
+        springs = springs or {"pairs": [], "mean": [], "variance": []}
+        pairs = _index_rows("springs", springs["pairs"], 2, self.n_atoms)
+        self.springs = {"pairs": pairs, "mean": [float(v) for v in springs["mean"]],
+                        "variance": [check_number(v, "springs", above=0, unit="nm^2") for v in springs["variance"]]}
+        require(len(pairs) == len(self.springs["mean"]) == len(self.springs["variance"]), "springs",
+                "as many means and variances as pairs", [len(v) for v in self.springs.values()])
+
+    def _assign(self) -> None:
+        """Indices into the tables of atom and torsion types for the molecule at hand."""
+        place = {t: i for i, t in enumerate(self.type_table)}
+        missing = sorted(set(self.atom_types) - set(place))
+        require(not missing, "atom_types", f"types the model knows ({self.type_table})", f"unknown types {missing}")
+        classes = {key: i for i, key in enumerate(self.torsion_table)}
+        oriented = [_canonical(q, self.atom_types) for q in self.torsions]
+        unknown = [key for key, _ in oriented if key not in classes]
+        require(not unknown, "torsions", "quadruples of atom types the model was trained with", unknown[:3])
+        as_buffer = {
+            "type_index": torch.tensor([place[t] for t in self.atom_types]),
+            "torsion_index": torch.tensor([classes[key] for key, _ in oriented], dtype=torch.int64),
+            "quadruples": torch.tensor([q for _, q in oriented], dtype=torch.int64).reshape(-1, 4),
+            "spring_pairs": torch.tensor(self.springs["pairs"], dtype=torch.int64).reshape(-1, 2),
+            "spring_mean": torch.tensor(self.springs["mean"]),
+            "spring_variance": torch.tensor(self.springs["variance"]),
+        }
+        for name, value in as_buffer.items():
+            self.register_buffer(name, value, persistent=False)
+        self._neighbors: tuple | None = None
+        self._folded: tuple | None = None
+
+    def for_molecule(self, atom_types: Sequence[int], bonds: Sequence = (), torsions: Sequence | None = None,
+                     springs: dict[str, Any] | None = None) -> SchNet:
+        """A model of another molecule made of the same atom types, sharing this model's parameters.
+
+        Raises:
+            InputError: an atom type, or a torsion of atom types, that this model has no parameters for.
+        """
+        twin = SchNet.__new__(SchNet)
+        nn.Module.__init__(twin)
+        twin.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("_buffers", "_modules")})
+        twin._modules = dict(self._modules)
+        twin._buffers = dict(self._buffers)
+        twin.n_atoms = len(atom_types)
+        twin.atom_types = [check_integer(t, "atom_types", minimum=0) for t in atom_types]
+        twin.bonds = _index_rows("bonds", bonds, 2, twin.n_atoms)
+        twin.torsions = bonded_torsions(twin.bonds) if torsions is None else _index_rows(
+            "torsions", torsions, 4, twin.n_atoms)
+        twin._set_springs(springs)
+        twin.support = None
+        twin._assign()
+        return twin
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, JSON-able: ``SchNet(**model.config)`` has the same shape."""
+        return {"n_atoms": self.n_atoms, "n_features": self.n_features, "n_blocks": self.n_blocks,
+                "cutoff": self.cutoff, "bonds": self.bonds, "torsions": self.torsions,
+                "atom_types": self.atom_types, "n_knots": self.n_knots, "noise_levels": list(self.noise_levels),
+                "springs": self.springs, "spread": self.spread, "temperature": self.temperature}
+
+    # ---- the energy, differentiable ----------------------------------------------------------------------
+
+    def forward(self, positions: Tensor, noise_level: Tensor) -> Tensor:
+        noise = noise_level.to(positions.dtype)
+        heads = self._noise_heads(noise)
+        h = self.embedding[self.type_index] + heads[0][:, None]
+        if len(self.torsions):
+            h = h + self._torsion_features(positions)
+        neighbors = self._pairs(positions)
+        for b, block in enumerate(self.blocks):
+            coefficients = block.coefficients(self.radial_basis) * self.keep
+            messages = ops.spline_conv(block.project(h), positions, coefficients, neighbors, self.cutoff)
+            gate, shift = heads[1 + 2 * b], heads[2 + 2 * b]
+            h = h + block.update(messages * (1 + gate)[:, None], shift[:, None])
+        last = nn.functional.silu(self.readout_in(h) + heads[-1][:, None])
+        energy = (last.sum(1) * (self.readout_out * (1 + heads[-2]))).sum(-1)
+        return energy + self._spring_energy(positions, noise)
+
+    def _noise_heads(self, noise: Tensor) -> tuple[Tensor, ...]:
+        """Shift of the first features, (gate, shift) of each block, gate and shift of the readout: each [R, F]."""
+        low, high = (math.log(level) for level in self.noise_levels)
+        place = (torch.log(noise) - low) / max(high - low, 1e-9)  # 0 at the smallest level, 1 at the largest
+        centres = torch.linspace(0, 1, 16, dtype=noise.dtype, device=noise.device)
+        features = torch.exp(-0.5 * ((place[:, None] - centres) * 15) ** 2)
+        return self.noise_heads(self.noise_embedding(features)).chunk(2 * self.n_blocks + 3, dim=-1)
+
+    def _torsion_features(self, positions: Tensor) -> Tensor:
+        angles = ops.torsions(positions, self.quadruples)  # [R, T, 2]
+        n_torsions = len(self.torsions)
+        weights = positions.new_zeros(n_torsions, 2, self.n_atoms, self.n_features)
+        rows = torch.arange(n_torsions, device=positions.device)[:, None].expand(-1, 4)
+        # index [torsion, (sin, cos), atom] += weight of the atom's role in the torsion
+        weights = weights.transpose(1, 2).index_put((rows, self.quadruples), self.torsion_weights[self.torsion_index],
+                                                    accumulate=True).transpose(1, 2)
+        flat = weights.reshape(2 * n_torsions, self.n_atoms * self.n_features)
+        return (angles.flatten(1) @ flat).view(-1, self.n_atoms, self.n_features)
+
+    def _spring_energy(self, positions: Tensor, noise: Tensor) -> Tensor:
+        """Springs of the stiff distances and the Gaussian of large noise, with weights that depend on sigma alone."""
+        spring, centre = self._spring_stiffness(noise)
+        energy = positions.new_zeros(positions.shape[0])
+        if len(self.springs["pairs"]):
+            i, j = self.spring_pairs.unbind(1)
+            r = torch.linalg.vector_norm(positions[:, i] - positions[:, j], dim=-1)
+            energy = 0.5 * (spring * (r - self.spring_mean.to(r.dtype)) ** 2).sum(1)
+        if self.spread is not None:
+            from_centre = positions - positions.mean(1, keepdim=True)
+            energy = energy + 0.5 * centre * from_centre.square().sum((1, 2))
+        return energy
+
+    def _spring_stiffness(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """1/nm^2: of each spring [R, P], and of the pull to the centre [R].
+
+        A distance with variance v has variance v + 2 sigma^2 once both its atoms carry noise sigma.  The pull
+        sigma^2/(sigma^2 + v)^2 tends to the exact 1/sigma^2 of pure noise and vanishes where there is none.
+        """
+        squared = noise[:, None] ** 2
+        fade = SPRING_FADE**2 / (SPRING_FADE**2 + squared)
+        spring = fade / (self.spring_variance.to(noise.dtype) + 2 * squared)
+        return spring, squared[:, 0] / (squared[:, 0] + (self.spread or 1.0)) ** 2
+
+    def _pairs(self, positions: Tensor):
+        """Edges: all pairs of a small molecule (they do not depend on the positions, so they are kept), else a list."""
+        if self.n_atoms > ALL_PAIRS_LIMIT:
+            return ops.neighbor_list(positions.detach(), self.cutoff)
+        key = (positions.shape[0], positions.device)
+        if self._neighbors is None or self._neighbors[0] != key:
+            self._neighbors = (key, ops.neighbor_list(positions.detach(), None))
+        return self._neighbors[1]
+
+    # ---- one native call -------------------------------------------------------------------------------
+
+    def energy_and_score(self, positions: Tensor, noise_level: float | None = None) -> tuple[Tensor, Tensor]:
+        """Energy [replicas] in kT0 and score [replicas, atoms, 3] in 1/nm.
+
+        On the CPU, and where no gradient of the result is wanted, one native call (csrc/schnet.cpp) does the
+        whole molecule, forward and backward; its result for a replica does not depend on the batch it is in.
+        """
+        self.check_positions(positions)
+        if self._native_serves(positions, noise_level):
+            return self._native_call(positions, noise_level)
+        return super().energy_and_score(positions, noise_level)
+
+    def energy(self, positions: Tensor, noise_level: float | None = None) -> Tensor:
+        """E in kT0 of each replica [replicas]; differentiable when gradients are enabled."""
+        self.check_positions(positions)
+        if not torch.is_grad_enabled() and self._native_serves(positions, noise_level):
+            return self._native_call(positions, noise_level)[0]
+        return super().energy(positions, noise_level)
+
+    def _native_serves(self, positions: Tensor, noise_level) -> bool:
+        wants_graph = torch.is_grad_enabled() and positions.requires_grad
+        return (positions.device.type == "cpu" and not wants_graph and current_backend() in ("auto", "native")
+                and self.n_atoms <= ALL_PAIRS_LIMIT and not isinstance(noise_level, Tensor)
+                and self.embedding.device.type == "cpu" and not torch.compiler.is_compiling())
+
+    def _native_call(self, positions: Tensor, noise_level: float | None) -> tuple[Tensor, Tensor]:
+        level = self.noise_level if noise_level is None else check_number(noise_level, "noise_level", above=0, unit="nm")
+        folded = self.folded(level, positions.dtype)
+        x = positions.detach().contiguous()
+        energy, score = x.new_empty(x.shape[0]), torch.empty_like(x)
+        folded.run(x, energy, score)
+        return energy, score
+
+    def folded(self, noise_level: float, dtype: torch.dtype) -> FoldedSchNet:
+        """The parameters at one noise level as the native call wants them; kept until a parameter changes."""
+        key = (noise_level, dtype, tuple((p.data_ptr(), p._version) for p in self.parameters()))
+        if self._folded is None or self._folded[0] != key:
+            self._folded = (key, FoldedSchNet(self, noise_level, dtype))
+        return self._folded[1]
+
+
+class FoldedSchNet:
+    """A SchNet at one noise level: gates multiplied into weights, shifts added to biases, filters as coefficients.
+
+    Weights are stored [in, out] and again transposed, since the backward pass multiplies by the transpose.
+    """
+
+    def __init__(self, model: SchNet, noise_level: float, dtype: torch.dtype):
+        with torch.no_grad():
+            noise = torch.tensor([noise_level], dtype=model.embedding.dtype)
+            heads = [head[0] for head in model._noise_heads(noise)]
+            spring, centre = model._spring_stiffness(noise.double())
+            width, self.n_blocks = model.n_features, model.n_blocks
+            weights = {"embedding": model.embedding[model.type_index] + heads[0],
+                       "torsion_weights": model.torsion_weights[model.torsion_index]}
+            stacked: dict[str, list[Tensor]] = {name: [] for name in ("project", "coefficients", "first", "first_bias",
+                                                                      "second", "second_bias")}
+            for b, block in enumerate(model.blocks):
+                gate, shift = heads[1 + 2 * b], heads[2 + 2 * b]
+                stacked["project"].append(block.project.weight.T)
+                stacked["coefficients"].append(block.coefficients(model.radial_basis) * model.keep)
+                stacked["first"].append((block.first.weight * (1 + gate)).T)
+                stacked["first_bias"].append(block.first.bias + shift)
+                stacked["second"].append(block.second.weight.T)
+                stacked["second_bias"].append(block.second.bias)
+            weights.update({name: torch.stack(values) for name, values in stacked.items()})
+            weights["readout"] = model.readout_in.weight.T
+            weights["readout_bias"] = model.readout_in.bias + heads[-1]
+            weights["readout_out"] = model.readout_out * (1 + heads[-2])
+            for name in ("project", "first", "second", "readout"):
+                weights[name + "_transposed"] = weights[name].mT
+            weights["spring_stiffness"], weights["spring_mean"] = spring[0], model.spring_mean
+            self.tensors = {name: value.detach().to(dtype).contiguous() for name, value in weights.items()}
+            self.quadruples = model.quadruples.to(torch.int32).contiguous()
+            self.spring_pairs = model.spring_pairs.to(torch.int32).contiguous()
+            self.centre_stiffness = float(centre[0]) if model.spread is not None else 0.0
+        self.sizes = (model.n_atoms, width, model.n_blocks, model.n_knots + 3, len(model.torsions),
+                      len(model.springs["pairs"]))
+        self.cutoff = model.cutoff
+        self.name = f"schnet_{ops._library.NATIVE_DTYPES[dtype]}"
+
+    def run(self, positions: Tensor, energy: Tensor, score: Tensor) -> None:
+        """Fill ``energy`` [replicas] and ``score`` [replicas, atoms, 3]; positions contiguous, of the folded dtype."""
+        addresses = {name: tensor.data_ptr() for name, tensor in self.tensors.items()}
+        getattr(_C, self.name)(positions.shape[0], *self.sizes, self.cutoff, self.centre_stiffness,
+                               self.quadruples.data_ptr(), self.spring_pairs.data_ptr(), addresses,
+                               positions.data_ptr(), energy.data_ptr(), score.data_ptr(), ops.get_num_threads())
+
+
+class _Block(nn.Module):
+    """One interaction: project, convolve (outside), two dense layers."""
+
+    def __init__(self, width: int, n_radial: int):
+        super().__init__()
+        self.filter_in = nn.Linear(n_radial, width)
+        self.filter_out = nn.Linear(width, width)
+        self.project = nn.Linear(width, width, bias=False)
+        self.first = nn.Linear(width, width)
+        self.second = nn.Linear(width, width)
+        for layer in (self.filter_in, self.filter_out, self.project, self.first, self.second):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def coefficients(self, radial_basis: Tensor) -> Tensor:
+        """Spline coefficients [knots + 3, features]: the filter network evaluated once on the knots."""
+        return self.filter_out(nn.functional.silu(self.filter_in(radial_basis)))
+
+    def update(self, messages: Tensor, shift: Tensor) -> Tensor:
+        return self.second(nn.functional.silu(self.first(messages) + shift))
+
+
+def bonded_torsions(bonds: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Every quadruple (a, b, c, d) with bonds a-b, b-c, c-d, each once with b < c, sorted."""
+    neighbors: dict[int, set[int]] = {}
+    for i, j in bonds:
+        neighbors.setdefault(i, set()).add(j)
+        neighbors.setdefault(j, set()).add(i)
+    return sorted([a, b, c, d] for b in neighbors for c in neighbors[b] if b < c
+                  for a in neighbors[b] - {c} for d in neighbors[c] - {b, a})
+
+
+def _canonical(quadruple: Sequence[int], types: Sequence[int]) -> tuple[tuple[int, ...], list[int]]:
+    """(types, atoms) read from the end that gives the smaller types: both readings are one torsion."""
+    forward = tuple(types[i] for i in quadruple)
+    if forward[::-1] < forward:
+        return forward[::-1], list(quadruple)[::-1]
+    return forward, list(quadruple)
+
+
+def _index_rows(name: str, rows: Any, width: int, n_atoms: int) -> list[list[int]]:
+    """Rows of ``width`` distinct atom indices as lists, checked."""
+    result = []
+    for row in rows:
+        row = [int(i) for i in row]
+        good = len(row) == width and len(set(row)) == width and all(0 <= i < n_atoms for i in row)
+        if not good:
+            raise InputError(f"{name}: expected rows of {width} different atoms in 0..{n_atoms - 1}, got {row}")
+        result.append(row)
+    return result
