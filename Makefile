@@ -18,3 +18,26 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/* kernel
 
 build:            ## rebuild the extension in place after a change to csrc/
 	@flock /tmp/diffmd-build.lock $(BIN)/pip install -q -c constraints.txt --no-build-isolation --no-deps -e .
+
+demo: setup       ## sample alanine dipeptide, train butane, and show the figures (demo-output/)
+	$(BIN)/python examples/demo.py
+
+test: setup       ## the default tests, under 10 minutes on 2 cores
+	$(BIN)/python -m pytest
+
+test-slow: setup  ## the tests marked slow as well
+	$(BIN)/python -m pytest -m ''
+
+lint:             ## style of Python and C++
+	$(BIN)/pip install -q -c constraints.txt ruff
+	$(BIN)/ruff check python tests benchmarks examples scripts kernels
+
+bench: setup      ## every operation, fast against reference, into benchmarks/.asv
+	$(BIN)/pip install -q -c constraints.txt '.[bench]' 2>/dev/null || $(BIN)/pip install -q asv virtualenv
+	cd benchmarks && ../$(BIN)/asv machine --yes && ../$(BIN)/asv run --python=same --set-commit-hash $$(git rev-parse HEAD) --show-stderr
+
+dashboard:        ## the static site of all benchmark results, in benchmarks/.asv/html
+	cd benchmarks && ../$(BIN)/asv publish
+
+clean:            ## remove builds and outputs, keep the environment
+	rm -rf build dist demo-output

@@ -22,6 +22,8 @@ from ..errors import InputError, check_integer, check_number, require
 from .energy import Energy
 
 ALL_PAIRS_LIMIT = 64  # atoms up to which every pair is an edge; above, edges come from a list within the cutoff
+FEATURE_MULTIPLE = 16  # csrc/schnet.hpp: kFeatureMultiple
+MATRICES = ("project", "first", "second", "readout")
 SPRING_FADE = 0.05  # nm; springs describe small fluctuations only, so they fade at noise levels above this
 
 
@@ -76,6 +78,8 @@ class SchNet(Energy):
         self.type_table = sorted(set(types))
         self.torsion_table = sorted({_canonical(q, types)[0] for q in self.torsions})
         self.support: dict[str, Any] | None = None
+        self.molecule: Any = None
+        self.training_record: dict[str, Any] = {}
         self._assign()
         self._build()
 
@@ -93,7 +97,7 @@ class SchNet(Energy):
         self.readout_out = nn.Parameter(torch.randn(width) / (10 * math.sqrt(width)))
         centres = (torch.arange(self.n_knots + 3, dtype=torch.float64) - 1) * (self.cutoff / self.n_knots)
         grid = torch.linspace(0, self.cutoff, self._n_radial(), dtype=torch.float64)
-        basis = torch.exp(-0.5 * ((centres[:, None] - grid) / (grid[1] - grid[0])) ** 2)
+        basis = _gaussians((centres[:, None] - grid) / (grid[1] - grid[0]))
         # The last three coefficients are zero, so a filter and its first two derivatives vanish at the cutoff.
         keep = torch.ones(self.n_knots + 3, 1, dtype=torch.float64)
         keep[-3:] = 0
@@ -151,7 +155,7 @@ class SchNet(Energy):
         twin.torsions = bonded_torsions(twin.bonds) if torsions is None else _index_rows(
             "torsions", torsions, 4, twin.n_atoms)
         twin._set_springs(springs)
-        twin.support = None
+        twin.support, twin.molecule = None, None
         twin._assign()
         return twin
 
@@ -186,7 +190,7 @@ class SchNet(Energy):
         low, high = (math.log(level) for level in self.noise_levels)
         place = (torch.log(noise) - low) / max(high - low, 1e-9)  # 0 at the smallest level, 1 at the largest
         centres = torch.linspace(0, 1, 16, dtype=noise.dtype, device=noise.device)
-        features = torch.exp(-0.5 * ((place[:, None] - centres) * 15) ** 2)
+        features = _gaussians((place[:, None] - centres) * 15)
         return self.noise_heads(self.noise_embedding(features)).chunk(2 * self.n_blocks + 3, dim=-1)
 
     def _torsion_features(self, positions: Tensor) -> Tensor:
@@ -243,14 +247,14 @@ class SchNet(Energy):
         """
         self.check_positions(positions)
         if self._native_serves(positions, noise_level):
-            return self._native_call(positions, noise_level)
+            return self._native_call(positions, noise_level, with_score=True)
         return super().energy_and_score(positions, noise_level)
 
     def energy(self, positions: Tensor, noise_level: float | None = None) -> Tensor:
         """E in kT0 of each replica [replicas]; differentiable when gradients are enabled."""
         self.check_positions(positions)
         if not torch.is_grad_enabled() and self._native_serves(positions, noise_level):
-            return self._native_call(positions, noise_level)[0]
+            return self._native_call(positions, noise_level, with_score=False)[0]
         return super().energy(positions, noise_level)
 
     def _native_serves(self, positions: Tensor, noise_level) -> bool:
@@ -259,11 +263,12 @@ class SchNet(Energy):
                 and self.n_atoms <= ALL_PAIRS_LIMIT and not isinstance(noise_level, Tensor)
                 and self.embedding.device.type == "cpu" and not torch.compiler.is_compiling())
 
-    def _native_call(self, positions: Tensor, noise_level: float | None) -> tuple[Tensor, Tensor]:
+    def _native_call(self, positions: Tensor, noise_level: float | None,
+                     with_score: bool) -> tuple[Tensor, Tensor | None]:
         level = self.noise_level if noise_level is None else check_number(noise_level, "noise_level", above=0, unit="nm")
         folded = self.folded(level, positions.dtype)
         x = positions.detach().contiguous()
-        energy, score = x.new_empty(x.shape[0]), torch.empty_like(x)
+        energy, score = x.new_empty(x.shape[0]), torch.empty_like(x) if with_score else None
         folded.run(x, energy, score)
         return energy, score
 
@@ -303,24 +308,38 @@ class FoldedSchNet:
             weights["readout"] = model.readout_in.weight.T
             weights["readout_bias"] = model.readout_in.bias + heads[-1]
             weights["readout_out"] = model.readout_out * (1 + heads[-2])
-            for name in ("project", "first", "second", "readout"):
+            weights = {name: _pad(value, 2 if name in MATRICES else 1) for name, value in weights.items()}
+            for name in MATRICES:
                 weights[name + "_transposed"] = weights[name].mT
             weights["spring_stiffness"], weights["spring_mean"] = spring[0], model.spring_mean
             self.tensors = {name: value.detach().to(dtype).contiguous() for name, value in weights.items()}
-            self.quadruples = model.quadruples.to(torch.int32).contiguous()
-            self.spring_pairs = model.spring_pairs.to(torch.int32).contiguous()
-            self.centre_stiffness = float(centre[0]) if model.spread is not None else 0.0
-        self.sizes = (model.n_atoms, width, model.n_blocks, model.n_knots + 3, len(model.torsions),
-                      len(model.springs["pairs"]))
+            self.tensors.update(quadruples=model.quadruples.contiguous(), spring_pairs=model.spring_pairs.contiguous())
+        self.sizes = (model.n_atoms, weights["readout_out"].shape[0], model.n_blocks, model.n_knots + 3,
+                      len(model.torsions), len(model.springs["pairs"]))
         self.cutoff = model.cutoff
+        self.centre_stiffness = float(centre[0]) if model.spread is not None else 0.0
         self.name = f"schnet_{ops._library.NATIVE_DTYPES[dtype]}"
 
-    def run(self, positions: Tensor, energy: Tensor, score: Tensor) -> None:
-        """Fill ``energy`` [replicas] and ``score`` [replicas, atoms, 3]; positions contiguous, of the folded dtype."""
+    def run(self, positions: Tensor, energy: Tensor, score: Tensor | None) -> None:
+        """Fill ``energy`` [replicas] and ``score`` [replicas, atoms, 3] (None: only the energy, at half the cost).
+
+        All contiguous, of the folded dtype and on the CPU.
+        """
         addresses = {name: tensor.data_ptr() for name, tensor in self.tensors.items()}
-        getattr(_C, self.name)(positions.shape[0], *self.sizes, self.cutoff, self.centre_stiffness,
-                               self.quadruples.data_ptr(), self.spring_pairs.data_ptr(), addresses,
-                               positions.data_ptr(), energy.data_ptr(), score.data_ptr(), ops.get_num_threads())
+        getattr(_C, self.name)(positions.shape[0], *self.sizes, self.cutoff, self.centre_stiffness, addresses,
+                               positions.data_ptr(), energy.data_ptr(), 0 if score is None else score.data_ptr(),
+                               ops.get_num_threads())
+
+
+def _pad(weight: Tensor, n_axes: int) -> Tensor:
+    """``weight`` with its last axes, all of n_features, padded by zeros to what csrc/schnet.hpp works in."""
+    missing = -weight.shape[-1] % FEATURE_MULTIPLE
+    return nn.functional.pad(weight, (0, missing) * n_axes)
+
+
+def _gaussians(x: Tensor) -> Tensor:
+    """exp(-x^2/2), bounded below: denormal tails slow every product they enter."""
+    return torch.exp(-torch.clamp(0.5 * x**2, max=40.0))
 
 
 class _Block(nn.Module):

@@ -1,0 +1,311 @@
+"""The command line: diffmd-fast train | sample | report | info.
+
+Exit code 0 on success, 2 on bad input with one line on stderr that begins with the argument's name, 1 when a run
+itself failed (every replica lost, a loss that became NaN), 130 after Ctrl-C.  No traceback unless --debug.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import click
+
+from .errors import InputError, NonFiniteError, UnavailableError, require
+
+
+class _Group(click.Group):
+    """Shows commands in the order of use instead of the alphabet's."""
+
+    def list_commands(self, ctx):
+        return list(self.commands)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--threads", type=int, metavar="N", help="Threads to use; default: as many as torch takes.")
+@click.option("--backend", default="auto", show_default=True,
+              help="auto, reference (plain PyTorch), native, triton or cuda.")
+@click.version_option(package_name="diffmd-fast", prog_name="diffmd-fast")
+def cli(debug: bool, threads: int | None, backend: str):
+    """Molecular dynamics from a diffusion model: train on shuffled snapshots, run Langevin dynamics, report.
+
+    \b
+    Example:
+      diffmd-fast train snapshots.npz --temperature 300 --out model.safetensors
+      diffmd-fast sample model.safetensors --init snapshots.npz --replicas 64 --steps 20000 --out traj.xtc
+      diffmd-fast report traj.xtc --reference snapshots.npz --out report
+    """
+    import torch
+
+    from .backend import use_backend
+    from .errors import check_integer
+    from .ops import set_num_threads
+
+    if threads is not None:
+        torch.set_num_threads(check_integer(threads, "threads", minimum=1, maximum=1024))
+        set_num_threads(threads)
+    use_backend(backend)
+
+
+ATOMS = click.option("--atoms", default="all", show_default=True, metavar="WHICH",
+                     help="heavy, all, or an MDTraj selection such as 'backbone'.")
+TOPOLOGY = click.option("--topology", metavar="PDB", help="Names and bonds, where the snapshots' format has none.")
+QUIET = click.option("--quiet", is_flag=True, help="No progress bar.")
+
+
+@cli.command()
+@click.argument("snapshots", nargs=-1, required=True)
+@TOPOLOGY
+@ATOMS
+@click.option("--temperature", type=float, metavar="K", help="Temperature of the snapshots; default: the file's own.")
+@click.option("--out", required=True, metavar="FILE", help="The model file (.safetensors).")
+@click.option("--steps", type=int, default=20000, show_default=True, help="Optimizer steps.")
+@click.option("--minutes", type=float, default=0.0, help="Stop after this time; the schedule then follows the clock.")
+@click.option("--batch-size", type=int, default=256, show_default=True, help="Snapshots a step.")
+@click.option("--learning-rate", type=float, default=1e-3, show_default=True)
+@click.option("--noise-levels", type=float, nargs=2, default=(0.002, 0.5), show_default=True, metavar="LOW HIGH",
+              help="Smallest and largest noise level in nm; dynamics runs at the smallest.")
+@click.option("--features", type=int, default=64, show_default=True, help="Width of the network.")
+@click.option("--blocks", type=int, default=3, show_default=True, help="Interaction blocks of the network.")
+@click.option("--cutoff", type=float, default=1.0, show_default=True, metavar="NM")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on from where a stopped training of the same settings was.")
+@QUIET
+def train(snapshots, topology, atoms, temperature, out, steps, minutes, batch_size, learning_rate, noise_levels,
+          features, blocks, cutoff, seed, resume, quiet):
+    """Train an energy on SNAPSHOTS (.npz, .xtc, .dcd, .h5, .pdb).
+
+    \b
+    Example:
+      diffmd-fast train frames.xtc --topology protein.pdb --atoms heavy --temperature 300 --out model.safetensors
+    """
+    from .io import read_snapshots
+    from .training import Settings, train
+
+    settings = Settings(n_steps=steps, max_seconds=60 * minutes, batch_size=batch_size, learning_rate=learning_rate,
+                        noise_levels=noise_levels, n_features=features, n_blocks=blocks, cutoff=cutoff, seed=seed,
+                        validate_every=max(1, min(500, steps)))
+    data = read_snapshots(_one_or_many(snapshots), topology=topology, atoms=atoms, argument="snapshots")
+    _say(f"{len(data.positions)} snapshots of {data.positions.shape[1]} atoms, {len(data.molecule.bonds)} bonds")
+    if len(data.molecule.bonds) == 0 and data.positions.shape[1] > 1:
+        _say("the snapshots name no bonds: no torsion features, so mirror images will be equally likely")
+    try:
+        model = train(data, out, temperature, settings, resume=resume, progress=not quiet)
+    except KeyboardInterrupt:
+        _say(f"stopped; go on with the same command and --resume (state in {out}.training)")
+        raise
+    last = model.training_record["history"][-1]
+    _say(f"best held-out loss {last['held_out_loss']:.4f} at step {last['step']}; model in {out}, "
+         f"loss figure in {Path(out).with_suffix('.loss.png')}")
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--init", metavar="FRAMES", help="Start from frames of this file (drawn by --seed).")
+@click.option("--from-noise", is_flag=True, help="Start from frames made by reverse diffusion.")
+@click.option("--topology", metavar="PDB", help="Names and bonds of --init, where its format has none.")
+@click.option("--replicas", type=int, default=64, show_default=True)
+@click.option("--steps", type=int, required=True, help="Steps from the start, a resumed part included.")
+@click.option("--time-step", type=float, metavar="PS", help="Time step; default: a quarter of the stability unit.")
+@click.option("--stiffness", type=float, metavar="1/NM2", help="Spring stiffness k = 1/(2 D dt), instead of it.")
+@click.option("--diffusion", type=float, default=0.002, show_default=True, metavar="NM2/PS",
+              help="Diffusion coefficient of every atom.")
+@click.option("--temperature", type=float, metavar="K", help="Temperature of the run; default: the model's T0.")
+@click.option("--noise-level", type=float, metavar="NM", help="Noise level of the energy; default: the smallest.")
+@click.option("--integrator", default="euler-maruyama", show_default=True)
+@click.option("--save-every", type=int, default=100, show_default=True, metavar="STEPS")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--batch-size", type=int, metavar="R", help="Replicas evaluated together; the result is the same.")
+@click.option("--out", required=True, metavar="FILE", help="Trajectory: .xtc, .dcd, .h5 or .npz.")
+@click.option("--per-replica", is_flag=True, help="One file a replica instead of one for all.")
+@click.option("--resume", is_flag=True, help="Continue the run that --out and its .restart file hold, to --steps.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing trajectory.")
+@click.option("--force", is_flag=True, help="Run a time step beyond the stability limit all the same.")
+@QUIET
+def sample(model, init, from_noise, topology, replicas, steps, time_step, stiffness, diffusion, temperature,
+           noise_level, integrator, save_every, seed, batch_size, out, per_replica, resume, overwrite, force, quiet):
+    """Run Langevin dynamics with a trained MODEL.
+
+    \b
+    Example:
+      diffmd-fast sample model.safetensors --init snapshots.npz --replicas 64 --steps 20000 --save-every 100 --out traj.xtc
+    """
+    from .sampling import Sampler
+
+    energy = _load_model(model)
+    require(resume or bool(init) != from_noise, "init", "a file of frames, or --from-noise",
+            "both" if init else "neither")
+    require(time_step is None or stiffness is None, "time_step", "either --time-step or --stiffness", "both")
+    require(overwrite or resume or not Path(out).exists(), "out", "a new file (or --overwrite, or --resume)",
+            f"{out!r}, which exists")
+    start = None if resume else _start(energy, init, from_noise, topology, replicas, seed, quiet)
+    spring = _spring(energy, start, out, time_step, stiffness, diffusion, noise_level, force)
+    sampler = Sampler(energy, spring, temperature=temperature, seed=seed, noise_level=noise_level,
+                      integrator=integrator, batch_size=batch_size, force=force)
+    _say(str(sampler))
+    try:
+        result = sampler.run(start, steps, save_every, out=out, resume=resume, overwrite=overwrite,
+                             per_replica=per_replica, progress=not quiet)
+    except KeyboardInterrupt:
+        _say(f"stopped; what was saved is in {out}; go on with the same command and --resume")
+        raise
+    for replica, step, reason in result.lost:
+        _say(f"replica {replica} lost at step {step}: {reason}")
+    _say(f"{result.n_frames} frames of {result.n_replicas} replicas in {out}; {len(result.lost)} replicas lost")
+    if len(result.lost) == result.n_replicas:
+        raise click.exceptions.Exit(1)
+
+
+@cli.command()
+@click.argument("trajectory", nargs=-1, required=True)
+@click.option("--reference", required=True, multiple=True, metavar="SNAPSHOTS",
+              help="Frames to compare with; repeat for several files.")
+@click.option("--out", required=True, metavar="DIR", help="Folder of the report.")
+@TOPOLOGY
+@click.option("--reference-topology", metavar="PDB", help="The same for the reference.")
+@click.option("--atoms", default="matching", show_default=True, metavar="WHICH",
+              help="Atoms of the reference: matching (by name), heavy, all, or an MDTraj selection.")
+@click.option("--dihedrals", multiple=True, metavar="A-B-C-D",
+              help="Dihedrals by name (phi) or atom indices (4-6-8-14); default: found from the topology.")
+@click.option("--model", metavar="FILE", help="Model file, for the energy trace.")
+@click.option("--bins", type=int, default=64, show_default=True, help="Bins per dihedral.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the bootstrap.")
+@QUIET
+def report(trajectory, reference, out, topology, reference_topology, atoms, dihedrals, model, bins, seed, quiet):
+    """Compare a TRAJECTORY with reference frames: surfaces, autocorrelation, bonds, divergence and its floor.
+
+    \b
+    Example:
+      diffmd-fast report traj.xtc --reference snapshots.npz --out report
+    """
+    from .analysis import report
+    from .io import match_atoms, read_snapshots
+
+    run = read_snapshots(_one_or_many(trajectory), topology=topology, argument="trajectory")
+    other = read_snapshots(_one_or_many(reference), topology=reference_topology, argument="reference",
+                           atoms="all" if atoms == "matching" else atoms)
+    if atoms == "matching":
+        other = match_atoms(other, run.molecule, "reference")
+    energy = _load_model(model) if model else None
+    result = report(run, other, out, dihedrals=list(dihedrals) or None, bins=bins, seed=seed, model=energy,
+                    progress=not quiet)
+    _say(f"Jensen-Shannon divergence {result['js_divergence']:.4f} nats, sampling floor {result['js_floor']:.4f}; "
+         f"{result['n_frames']} frames, replicas lost: {result['replicas_lost']}")
+    _say(f"report in {Path(out) / 'report.html'}")
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Machine readable.")
+def info(as_json: bool):
+    """Versions, what was compiled, and which backends can run here."""
+    import json
+
+    from .config import config, show_config
+
+    if as_json:
+        click.echo(json.dumps(config(), indent=1))
+    else:
+        show_config()
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _one_or_many(paths):
+    return paths[0] if len(paths) == 1 else list(paths)
+
+
+def _load_model(path: str):
+    """load_model, whose "path" the command line calls "model"."""
+    from .models import load_model
+
+    try:
+        return load_model(path)
+    except InputError as error:
+        raise InputError(f"model:{str(error).partition(':')[2]}") from error
+
+
+def _start(energy, init, from_noise, topology, replicas, seed, quiet):
+    """Starting frames [replicas, atoms, 3]: drawn from a file, or by reverse diffusion."""
+    import torch
+
+    from .errors import check_integer
+    from .io import match_atoms, read_snapshots
+    from .sampling import reverse_diffusion
+
+    check_integer(replicas, "replicas", minimum=1)
+    if from_noise:
+        return reverse_diffusion(energy, replicas, seed=seed, progress=not quiet)
+    frames = read_snapshots(init, topology=topology, argument="init")
+    if energy.molecule is not None:
+        frames = match_atoms(frames, energy.molecule, "init")
+    positions = torch.as_tensor(frames.positions, dtype=torch.float32)
+    order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))
+    chosen = positions[order[torch.arange(replicas) % len(order)]]
+    return chosen - chosen.mean(1, keepdim=True)
+
+
+def _spring(energy, start, out, time_step, stiffness, diffusion, noise_level, force):
+    from .sampling import Spring, check_stability, choose_spring
+
+    if time_step is not None:
+        spring = Spring.from_time_step(time_step, diffusion)
+    elif stiffness is not None:
+        spring = Spring.from_stiffness(stiffness, diffusion)
+    elif start is None:
+        from .sampling import stored_spring
+
+        return stored_spring(out)
+    else:
+        return choose_spring(energy, start, diffusion, noise_level=noise_level)
+    if start is not None:
+        check_stability(energy, spring, start, noise_level=noise_level, force=force)
+    return spring
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of ``diffmd-fast`` and ``python -m diffmd_fast``."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    warnings.showwarning = lambda message, *rest, **more: _say(f"note: {message}")
+    try:
+        code = cli.main(arguments, prog_name="diffmd-fast", standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except (click.ClickException, InputError, UnavailableError, NonFiniteError, OSError, KeyboardInterrupt) as error:
+        if debug:
+            raise
+        sys.exit(_explain(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: BaseException) -> int:
+    """Print one line about the error; the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, NonFiniteError):
+        _say(str(error))
+        return 1
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.ctx.get_help())
+        return 0
+    if isinstance(error, click.ClickException):
+        parameter = getattr(error, "param", None)
+        name = getattr(error, "option_name", None) or (parameter.name if parameter is not None else "command")
+        if isinstance(error, click.MissingParameter):
+            _say(f"{name}: expected a value, got none (see --help)")
+        else:
+            _say(f"{name}: {error.message if error.message else error.format_message()}".replace("\n", " "))
+        return 2
+    if isinstance(error, OSError):
+        _say(f"{error.filename or 'file'}: {error.strerror or error}")
+        return 2
+    _say(str(error).splitlines()[0])
+    return 2
+
+
+if __name__ == "__main__":
+    main()

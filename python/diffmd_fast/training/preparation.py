@@ -1,0 +1,77 @@
+"""What is read off the snapshots before training: springs, spread, the support, and a model of the right shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, require
+from ..io import Molecule
+from ..models import SchNet
+
+STIFF = 0.02  # nm; a distance that fluctuates more than this is left to the network
+
+
+def centred(positions: Tensor) -> Tensor:
+    """Frames [frames, atoms, 3] with their centre at the origin, which keeps float32 numbers small."""
+    return positions - positions.mean(1, keepdim=True)
+
+
+def stiff_pairs(molecule: Molecule) -> list[list[int]]:
+    """Bonded pairs and the ends of every angle, each once, sorted."""
+    pairs = {tuple(sorted(bond)) for bond in molecule.bonds}
+    pairs |= {tuple(sorted((a, c))) for a, _, c in molecule.angles()}
+    return [list(pair) for pair in sorted(pairs)]
+
+
+def distances(positions: Tensor, pairs: list[list[int]]) -> Tensor:
+    """[frames, pairs] in nm."""
+    i, j = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(1)
+    return torch.linalg.vector_norm(positions[:, i] - positions[:, j], dim=-1)
+
+
+def fit_springs(positions: Tensor, molecule: Molecule) -> dict[str, Any]:
+    """Mean and variance of every bonded and 1-3 distance that fluctuates by less than STIFF nm."""
+    pairs = stiff_pairs(molecule)
+    if not pairs:
+        return {"pairs": [], "mean": [], "variance": []}
+    r = distances(positions.double(), pairs)
+    mean, variance = r.mean(0), r.var(0).clamp_min(1e-8)
+    keep = [k for k in range(len(pairs)) if variance[k] < STIFF**2]
+    return {"pairs": [pairs[k] for k in keep], "mean": [mean[k].item() for k in keep],
+            "variance": [variance[k].item() for k in keep]}
+
+
+def measure_support(model: SchNet, positions: Tensor, n_frames: int = 4096) -> dict[str, Any]:
+    """Ranges of the stiff distances (nm) over all frames, and of the energy (kT0) over frames at the model's noise.
+
+    A run is checked against these: a replica far outside has left what the model was trained on.
+    """
+    pairs = stiff_pairs(model.molecule) if model.molecule is not None else []
+    r = distances(positions, pairs)
+    generator = torch.Generator().manual_seed(0)
+    some = positions[torch.randperm(len(positions), generator=generator)[:n_frames]]
+    noised = some + model.noise_level * torch.randn(some.shape, generator=generator)
+    with torch.no_grad():
+        energy = torch.cat([model.energy(part) for part in noised.split(256)]).double()
+    return {"pairs": pairs, "lowest": r.amin(0).tolist(), "highest": r.amax(0).tolist(),
+            "energy": [energy.min().item(), energy.max().item()],
+            "energy_mean": energy.mean().item(), "energy_standard_deviation": energy.std().item(),
+            "n_frames": len(positions)}
+
+
+def prepare_model(positions: Tensor, molecule: Molecule, temperature: float, *, n_features: int, n_blocks: int,
+                  cutoff: float, noise_levels: tuple[float, float]) -> SchNet:
+    """A SchNet for this molecule with springs and spread fitted to the frames [frames, atoms, 3] nm."""
+    require(len(positions) >= 2, "snapshots", "at least 2 frames", len(positions))
+    if molecule.n_atoms != positions.shape[1]:
+        raise InputError(f"topology: expected {positions.shape[1]} atoms as in the snapshots, got {molecule.n_atoms}")
+    x = centred(positions)
+    spread = x.square().sum((1, 2)).mean().item() / (3 * x.shape[1])
+    model = SchNet(molecule.n_atoms, n_features=n_features, n_blocks=n_blocks, cutoff=cutoff,
+                   bonds=[list(bond) for bond in molecule.bonds], noise_levels=noise_levels,
+                   springs=fit_springs(x, molecule), spread=max(spread, 1e-6), temperature=temperature)
+    model.molecule = molecule
+    return model

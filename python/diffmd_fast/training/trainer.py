@@ -1,0 +1,295 @@
+"""The training loop: resumable to the bit, best checkpoint kept, held-out loss per noise level."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, NonFiniteError, check_integer, check_number, require
+from ..io import Molecule, Snapshots
+from ..models import SchNet
+from ..models.checkpoint import save_model
+from .denoising import denoising_loss, draw_noise, draw_noise_levels
+from .preparation import centred, measure_support, prepare_model
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is trained; the defaults suit a small molecule.  Written into the model file.
+
+    Attributes:
+        n_steps: optimizer steps.
+        batch_size: frames a step.
+        learning_rate: of Adam, after a linear warm-up; falls to 1% along a cosine.
+        warm_up: steps.
+        ema_decay: of the exponential moving average of the parameters, which is what runs.
+        noise_levels: (smallest, largest) sigma in nm.
+        n_features, n_blocks, cutoff: of the SchNet; cutoff in nm.
+        held_out: share of the frames kept for validation, where the snapshots bring none of their own.
+        validate_every: steps between validations; the best one is the model file.
+        max_seconds: stop the run after this time (0: no limit); the learning rate then falls by the clock.
+        seed: of parameters, batches and noise.
+    """
+
+    n_steps: int = 20000
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    warm_up: int = 200
+    ema_decay: float = 0.999
+    noise_levels: tuple[float, float] = (0.002, 0.5)
+    n_features: int = 64
+    n_blocks: int = 3
+    cutoff: float = 1.0
+    held_out: float = 0.1
+    validate_every: int = 500
+    max_seconds: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("n_steps", "batch_size", "n_features", "n_blocks", "validate_every"):
+            check_integer(getattr(self, name), name, minimum=1)
+        for name in ("warm_up", "seed"):
+            check_integer(getattr(self, name), name, minimum=0)
+        check_number(self.learning_rate, "learning_rate", above=0)
+        check_number(self.max_seconds, "max_seconds", minimum=0, unit="s")
+        check_number(self.cutoff, "cutoff", above=0, unit="nm")
+        require(0 <= self.ema_decay < 1, "ema_decay", "a number in [0, 1)", self.ema_decay)
+        require(0 < self.held_out < 1, "held_out", "a share in (0, 1)", self.held_out)
+
+
+@dataclass
+class State:
+    """All that changes while training, and all that a resumed run needs."""
+
+    model: SchNet
+    average: SchNet
+    optimizer: torch.optim.Adam
+    step: int = 0
+    seconds: float = 0.0
+    best: float = math.inf
+    history: list[dict[str, Any]] | None = None
+
+
+def train(snapshots: Snapshots, out: str | Path, temperature: float | None = None, settings: Settings | None = None,
+          *, resume: bool = False, progress: bool = True, figure: bool = True,
+          on_validation: Callable[[dict[str, Any]], None] | None = None) -> SchNet:
+    """Train a SchNet on snapshots and write the best model to ``out``.
+
+    Args:
+        snapshots: positions [frames, atoms, 3] nm with their molecule; ``valid_positions`` are used for validation
+            where there are any, else a share of the frames is held out.
+        out: model file (.safetensors).  ``out`+ ".training"`` holds the state for ``resume`` until the end; the
+            figure is ``out`` with the suffix ".loss.png".
+        temperature: T0 in K of the snapshots; None takes the one stored with them.
+        settings: see :class:`Settings`.
+        resume: go on from the state that a stopped run left; the result is that of an uninterrupted run, bit for
+            bit, unless max_seconds cuts it.
+        progress: show a bar with loss and time left.
+        on_validation: called with each validation's record.
+
+    Returns:
+        The best model (its moving average), as :func:`diffmd_fast.load_model` would read it.
+
+    Raises:
+        InputError: bad snapshots, settings or paths, before anything is written.
+        NonFiniteError: the loss became NaN; the message names the step.
+    """
+    settings = settings or Settings()
+    out = Path(out)
+    temperature = _temperature(snapshots, temperature)
+    require(out.parent.is_dir(), "out", "a file in an existing folder", repr(str(out)))
+    state_path = out.with_name(out.name + ".training")
+    train_frames, valid_frames = _split(snapshots, settings)
+    state = _start(train_frames, snapshots.molecule, temperature, settings)
+    if resume:
+        _load_state(state_path, state, settings)
+    bar = _bar(settings, state, progress)
+    started = time.monotonic() - state.seconds
+    try:
+        while not _finished(state, settings):
+            loss = _step(state, train_frames, settings)
+            state.step += 1
+            state.seconds = time.monotonic() - started
+            _show(bar, loss, state, settings)
+            if state.step % settings.validate_every == 0 or _finished(state, settings):
+                record = _validate(state, train_frames, valid_frames, settings, loss)
+                if record["held_out_loss"] < state.best:
+                    state.best = record["held_out_loss"]
+                    _save_best(out, state, train_frames, settings)
+                _save_state(state_path, state, settings)
+                if on_validation is not None:
+                    on_validation(record)
+    except KeyboardInterrupt:
+        _save_state(state_path, state, settings)
+        raise
+    finally:
+        bar.close()
+    from ..models.checkpoint import load_model
+
+    if figure:
+        from .figure import loss_figure
+
+        loss_figure(state.history, out.with_suffix(".loss.png"))
+    state_path.unlink(missing_ok=True)
+    return load_model(out)
+
+
+def _temperature(snapshots: Snapshots, temperature: float | None) -> float:
+    value = snapshots.temperature if temperature is None else temperature
+    require(value is not None, "temperature", "the temperature of the snapshots in K", "none, and the file names none")
+    return check_number(value, "temperature", above=0, unit="K")
+
+
+def _split(snapshots: Snapshots, settings: Settings) -> tuple[Tensor, Tensor]:
+    positions = centred(torch.as_tensor(snapshots.positions, dtype=torch.float32))
+    if snapshots.valid_positions is not None:
+        return positions, centred(torch.as_tensor(snapshots.valid_positions, dtype=torch.float32))
+    require(len(positions) >= 10, "snapshots", "at least 10 frames", len(positions))
+    order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(settings.seed))
+    n_valid = max(1, round(settings.held_out * len(positions)))
+    return positions[order[n_valid:]], positions[order[:n_valid]]
+
+
+def _start(frames: Tensor, molecule: Molecule, temperature: float, settings: Settings) -> State:
+    torch.manual_seed(settings.seed)
+    model = prepare_model(frames, molecule, temperature, n_features=settings.n_features, n_blocks=settings.n_blocks,
+                          cutoff=settings.cutoff, noise_levels=settings.noise_levels)
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
+    return State(model, deepcopy(model), optimizer, history=[])
+
+
+def _step(state: State, frames: Tensor, settings: Settings) -> float:
+    """One optimizer step.  Batch and noise are functions of (seed, step), so a resumed run draws the same."""
+    generator = torch.Generator().manual_seed((settings.seed << 32) + state.step)
+    index = torch.randint(len(frames), (settings.batch_size,), generator=generator)
+    levels = draw_noise_levels(settings.batch_size, settings.noise_levels, generator)
+    batch = frames[index]
+    loss = denoising_loss(state.model, batch, draw_noise(batch.shape, generator), levels).mean()
+    if not math.isfinite(value := loss.item()):
+        raise NonFiniteError(f"loss: {value} at training step {state.step}; lower learning_rate "
+                             f"({settings.learning_rate:g})")
+    for group in state.optimizer.param_groups:
+        group["lr"] = settings.learning_rate * _schedule(state, settings)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
+    state.optimizer.step()
+    decay = min(settings.ema_decay, (1 + state.step) / (10 + state.step))
+    with torch.no_grad():
+        torch._foreach_lerp_(list(state.average.parameters()), list(state.model.parameters()), 1 - decay)
+    return value
+
+
+def _progress(state: State, settings: Settings) -> float:
+    """0 at the start, 1 at the end, by steps or by the clock, whichever ends the run first."""
+    done = state.step / settings.n_steps
+    return max(done, state.seconds / settings.max_seconds) if settings.max_seconds else done
+
+
+def _finished(state: State, settings: Settings) -> bool:
+    return _progress(state, settings) >= 1
+
+
+def _schedule(state: State, settings: Settings) -> float:
+    warm = min(1.0, (state.step + 1) / max(settings.warm_up, 1))
+    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(_progress(state, settings), 1.0))))
+
+
+def _validate(state: State, train_frames: Tensor, valid_frames: Tensor, settings: Settings, loss: float) -> dict:
+    """Held-out loss of the moving average at eight fixed noise levels, with the same noise each time."""
+    generator = torch.Generator().manual_seed(settings.seed + 1)
+    some = valid_frames[torch.randperm(len(valid_frames), generator=generator)[:512]]
+    low, high = (math.log(level) for level in settings.noise_levels)
+    per_level = {}
+    for level in torch.exp(torch.linspace(low, high, 8)).tolist():
+        noise = draw_noise(some.shape, generator)
+        values = [denoising_loss(state.average, x, xi, x.new_full((len(x),), level), create_graph=False).detach()
+                  for x, xi in zip(some.split(256), noise.split(256))]
+        per_level[f"{level:.4g}"] = torch.cat(values).mean().item()
+    record = {"step": state.step, "seconds": round(state.seconds, 1), "loss": loss,
+              "held_out_loss": sum(per_level.values()) / len(per_level), "held_out_loss_per_noise_level": per_level}
+    state.history.append(record)
+    return record
+
+
+def _save_best(out: Path, state: State, frames: Tensor, settings: Settings) -> None:
+    model = state.average
+    model.support = measure_support(model, frames)
+    model.training_record = {"settings": asdict(settings), "n_frames": len(frames), "history": state.history}
+    save_model(out, model)
+
+
+def _save_state(path: Path, state: State, settings: Settings) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {f"model.{k}": v for k, v in state.model.state_dict().items()}
+    tensors |= {f"average.{k}": v for k, v in state.average.state_dict().items()}
+    for i, moments in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"adam.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
+    header = {"step": state.step, "seconds": state.seconds, "best": state.best, "history": state.history,
+              "settings": asdict(settings)}
+    temporary = path.with_name(path.name + ".tmp")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"state": json.dumps(header)})
+    os.replace(temporary, path)
+
+
+def _load_state(path: Path, state: State, settings: Settings) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    require(path.is_file(), "resume", "the state of a stopped training beside the model file",
+            f"no file {str(path)!r}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        before = Settings(**{**header["settings"], "noise_levels": tuple(header["settings"]["noise_levels"])})
+        changed = [k for k, v in asdict(before).items() if v != asdict(settings)[k] and k not in
+                   ("n_steps", "max_seconds", "validate_every")]
+        require(not changed, "resume", "the settings of the stopped training", f"other values of {', '.join(changed)}")
+        state.model.load_state_dict(_part(tensors, "model."))
+        state.average.load_state_dict(_part(tensors, "average."))
+        adam = state.optimizer.state_dict()
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in _part(tensors, "adam.").items():
+            index, key = name.split(".", 1)
+            moments.setdefault(int(index), {})[key] = value
+        adam["state"] = moments
+        state.optimizer.load_state_dict(adam)
+    except InputError:
+        raise
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"resume: expected a whole training state for these snapshots, got {str(path)!r} "
+                         f"({str(error).splitlines()[0]})") from error
+    state.step, state.seconds = header["step"], header["seconds"]
+    state.best, state.history = header["best"], header["history"]
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _bar(settings: Settings, state: State, progress: bool):
+    from tqdm import tqdm
+
+    if settings.max_seconds:
+        return tqdm(total=round(settings.max_seconds), initial=round(state.seconds), unit="s", desc="training", mininterval=1,
+                    disable=not progress, bar_format="{l_bar}{bar}| {n:.0f}/{total} s{postfix}")
+    return tqdm(total=settings.n_steps, initial=state.step, unit="step", desc="training", mininterval=1,
+                disable=not progress)
+
+
+def _show(bar, loss: float, state: State, settings: Settings) -> None:
+    bar.update(max(0.0, min(state.seconds, settings.max_seconds) - bar.n) if settings.max_seconds else 1)
+    if state.step % 20 == 0:
+        held_out = f"{state.history[-1]['held_out_loss']:.4f}" if state.history else "-"
+        bar.set_postfix_str(f"step {state.step}, loss {loss:.4f}, held out {held_out}", refresh=False)
