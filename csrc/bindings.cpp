@@ -10,6 +10,7 @@
 #include <string>
 
 #include "em_step.hpp"
+#include "spline_conv.hpp"
 
 namespace py = pybind11;
 using Address = std::uintptr_t;
@@ -95,6 +96,54 @@ void em_step(std::int64_t n_replicas, std::int64_t n_atoms, Address positions, A
   DIFFMD_CALL(em_step<T>(call));
 }
 
+// ---- spline_conv ----------------------------------------------------------------------------------------
+// Each returns a diffmd::SplineStatus; ops/spline_conv.py turns it into a message.
+template <typename T>
+diffmd::SplineGraph<T> spline_graph(std::int64_t n_nodes, std::int64_t n_edges, std::int64_t n_features,
+                                    std::int64_t n_knots, double cutoff, Address features, Address positions,
+                                    Address coefficients, Address row_ptr, Address col, Address offsets,
+                                    int n_threads) {
+  return {n_nodes, n_edges, n_features, n_knots, cutoff, at<T>(features), at<T>(positions), at<T>(coefficients),
+          at<std::int64_t>(row_ptr), at<std::int32_t>(col), at<T>(offsets), n_threads};
+}
+
+#define DIFFMD_SPLINE_GRAPH                                                                                      \
+  std::int64_t n_nodes, std::int64_t n_edges, std::int64_t n_features, std::int64_t n_knots, double cutoff,      \
+      Address features, Address positions, Address coefficients, Address row_ptr, Address col, Address offsets,  \
+      int n_threads
+#define DIFFMD_SPLINE_GRAPH_VALUES                                                                               \
+  spline_graph<T>(n_nodes, n_edges, n_features, n_knots, cutoff, features, positions, coefficients, row_ptr, col, \
+                  offsets, n_threads)
+
+template <typename T> int spline_conv(DIFFMD_SPLINE_GRAPH, Address out) {
+  const diffmd::SplineConv<T> call{DIFFMD_SPLINE_GRAPH_VALUES, at<T>(out)};
+  int status = 0;
+  DIFFMD_CALL(spline_conv<T>(call, &status));
+  return status;
+}
+
+template <typename T>
+int spline_conv_backward(DIFFMD_SPLINE_GRAPH, Address grad, Address grad_features, Address grad_positions,
+                         Address grad_coefficients) {
+  const diffmd::SplineConvBackward<T> call{DIFFMD_SPLINE_GRAPH_VALUES, at<T>(grad), at<T>(grad_features),
+                                           at<T>(grad_positions), at<T>(grad_coefficients)};
+  int status = 0;
+  DIFFMD_CALL(spline_conv_backward<T>(call, &status));
+  return status;
+}
+
+template <typename T>
+int spline_conv_double_backward(DIFFMD_SPLINE_GRAPH, Address grad, Address along_features, Address along_positions,
+                                Address along_coefficients, Address grad_grad, Address grad_features,
+                                Address grad_positions, Address grad_coefficients) {
+  const diffmd::SplineConvDoubleBackward<T> call{
+      DIFFMD_SPLINE_GRAPH_VALUES, at<T>(grad), at<T>(along_features), at<T>(along_positions), at<T>(along_coefficients),
+      at<T>(grad_grad), at<T>(grad_features), at<T>(grad_positions), at<T>(grad_coefficients)};
+  int status = 0;
+  DIFFMD_CALL(spline_conv_double_backward<T>(call, &status));
+  return status;
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = DIFFMD_VERSION;
@@ -132,4 +181,12 @@ PYBIND11_MODULE(_C, m) {
   // em_step: arguments in the order of csrc/em_step.hpp
   m.def("em_step_float32", &em_step<float>);
   m.def("em_step_float64", &em_step<double>);
+
+  // spline_conv: the graph in the order of csrc/spline_conv.hpp, then what each call adds to it
+  m.def("spline_conv_float32", &spline_conv<float>);
+  m.def("spline_conv_float64", &spline_conv<double>);
+  m.def("spline_conv_backward_float32", &spline_conv_backward<float>);
+  m.def("spline_conv_backward_float64", &spline_conv_backward<double>);
+  m.def("spline_conv_double_backward_float32", &spline_conv_double_backward<float>);
+  m.def("spline_conv_double_backward_float64", &spline_conv_double_backward<double>);
 }

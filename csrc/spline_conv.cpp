@@ -1,1 +1,350 @@
-// written next
+#include "spline_conv.hpp"
+
+#include <math.h>
+#include <stdlib.h>
+
+namespace diffmd {
+namespace DIFFMD_LEVEL {
+
+namespace {
+
+constexpr int kTile = 32;         // edges whose geometry is worked out together
+constexpr int kMaxParts = 32;     // partial sums of coefficient gradients
+
+// Geometry and spline weights of up to kTile edges of one row. b, d1, d2: the four nonzero B_k(r) and their first
+// and second derivatives with respect to r.
+template <typename T> struct Tile {
+  std::int64_t interval[kTile];   // first of the four coefficients; -1: beyond the cutoff, skip
+  T unit[3][kTile];               // (x_i - x_j) / r; 0 where r = 0, so all position terms vanish there
+  T inverse[kTile];               // 1 / r; 0 where r = 0
+  T b[4][kTile], d1[4][kTile], d2[4][kTile];
+};
+
+template <typename T, int kOrder>
+DIFFMD_INLINE void measure(const SplineGraph<T>& g, std::int64_t row, std::int64_t first, int n, Tile<T>& tile) {
+  T delta[3][kTile], distance[kTile], at[kTile];
+  for (int e = 0; e < n; ++e) {
+    const T* other = g.positions + 3 * std::int64_t(g.col[first + e]);
+    // x_j - x_i first: then the twin edge with the opposite offset gives the same distance to the last bit.
+    for (int c = 0; c < 3; ++c) delta[c][e] = other[c] - g.positions[3 * row + c];
+    if (g.offsets)
+      for (int c = 0; c < 3; ++c) delta[c][e] += g.offsets[3 * (first + e) + c];
+  }
+  const T spacing = T(g.cutoff / double(g.n_knots - 3)), per_spacing = T(1) / spacing;
+  const T last = T(g.n_knots - 4);
+#pragma omp simd
+  for (int e = 0; e < n; ++e) {
+    const T r = sqrt(delta[0][e] * delta[0][e] + delta[1][e] * delta[1][e] + delta[2][e] * delta[2][e]);
+    const T x = r * per_spacing;
+    distance[e] = r;
+    // A NaN fails the comparison and lands on the last interval: no index out of range, and t, so the sum, is NaN.
+    at[e] = x < last ? T(int(x < last ? x : T(0))) : last;
+    const T t = x - at[e], s = T(1) - t, sixth = T(1.0 / 6.0);
+    tile.b[0][e] = s * s * s * sixth;
+    tile.b[1][e] = ((T(3) * t - T(6)) * t * t + T(4)) * sixth;
+    tile.b[2][e] = (((T(-3) * t + T(3)) * t + T(3)) * t + T(1)) * sixth;
+    tile.b[3][e] = t * t * t * sixth;
+    if (kOrder >= 1) {
+      const T scale = T(0.5) * per_spacing;
+      tile.d1[0][e] = -s * s * scale;
+      tile.d1[1][e] = (T(3) * t - T(4)) * t * scale;
+      tile.d1[2][e] = ((T(-3) * t + T(2)) * t + T(1)) * scale;
+      tile.d1[3][e] = t * t * scale;
+      const T inverse = r == T(0) ? T(0) : T(1) / r;
+      tile.inverse[e] = inverse;
+      for (int c = 0; c < 3; ++c) tile.unit[c][e] = -delta[c][e] * inverse;
+    }
+    if (kOrder >= 2) {
+      const T scale = per_spacing * per_spacing;
+      tile.d2[0][e] = s * scale;
+      tile.d2[1][e] = (T(3) * t - T(2)) * scale;
+      tile.d2[2][e] = (T(1) - T(3) * t) * scale;
+      tile.d2[3][e] = t * scale;
+    }
+  }
+  const T cutoff = T(g.cutoff);
+  for (int e = 0; e < n; ++e) tile.interval[e] = distance[e] >= cutoff ? -1 : std::int64_t(at[e]);
+}
+
+// Calls body(j, tile, e) for each edge of the row within the cutoff, in the order of the list.
+template <typename T, int kOrder, typename Body>
+DIFFMD_INLINE void for_each_edge(const SplineGraph<T>& g, std::int64_t row, const Body& body) {
+  Tile<T> tile;
+  for (std::int64_t first = g.row_ptr[row]; first < g.row_ptr[row + 1]; first += kTile) {
+    const std::int64_t left = g.row_ptr[row + 1] - first;
+    const int n = int(left < kTile ? left : kTile);
+    measure<T, kOrder>(g, row, first, n, tile);
+    for (int e = 0; e < n; ++e)
+      if (tile.interval[e] >= 0) body(std::int64_t(g.col[first + e]), tile, e);
+  }
+}
+
+template <typename T> DIFFMD_INLINE void clear(T* values, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) values[i] = T(0);
+}
+
+// ---- one row ---------------------------------------------------------------------------------------------
+// kF is the number of features, 0 when only known at run time. `part` collects this thread's share of the gradient
+// of the coefficients, or is null. A pair of atoms enters it once, from the row of the smaller index, with both
+// directions; an edge of an atom to its own image enters as it is listed.
+
+template <typename T, int kF>
+DIFFMD_INLINE void row_of(const SplineConv<T>& call, std::int64_t i, T*) {
+  const SplineGraph<T>& g = call.graph;
+  const std::int64_t nf = kF ? kF : g.n_features;
+  T* DIFFMD_RESTRICT out = call.out + i * nf;
+  clear(out, nf);
+  for_each_edge<T, 0>(g, i, [&](std::int64_t j, const Tile<T>& tile, int e) {
+    const T* h = g.features + j * nf;
+    const T* c = g.coefficients + tile.interval[e] * nf;
+    const T b0 = tile.b[0][e], b1 = tile.b[1][e], b2 = tile.b[2][e], b3 = tile.b[3][e];
+#pragma omp simd
+    for (std::int64_t f = 0; f < nf; ++f)
+      out[f] += h[f] * (b0 * c[f] + b1 * c[nf + f] + b2 * c[2 * nf + f] + b3 * c[3 * nf + f]);
+  });
+}
+
+// grad_h_i = sum_j g_j W,  grad_x_i = sum_j u sum_f W' (g_i h_j + g_j h_i),  grad_C[k] = sum_edges B_k g_i h_j.
+template <typename T, int kF>
+DIFFMD_INLINE void row_of(const SplineConvBackward<T>& call, std::int64_t i, T* part) {
+  const SplineGraph<T>& g = call.graph;
+  const std::int64_t nf = kF ? kF : g.n_features;
+  const T* hi = g.features + i * nf;
+  const T* gi = call.grad + i * nf;
+  T* out = call.grad_features ? call.grad_features + i * nf : nullptr;
+  T force[3] = {T(0), T(0), T(0)};
+  if (out) clear(out, nf);
+  for_each_edge<T, 1>(g, i, [&](std::int64_t j, const Tile<T>& tile, int e) {
+    const T* hj = g.features + j * nf;
+    const T* gj = call.grad + j * nf;
+    const T* c = g.coefficients + tile.interval[e] * nf;
+    const T b0 = tile.b[0][e], b1 = tile.b[1][e], b2 = tile.b[2][e], b3 = tile.b[3][e];
+    if (out) {
+#pragma omp simd
+      for (std::int64_t f = 0; f < nf; ++f)
+        out[f] += gj[f] * (b0 * c[f] + b1 * c[nf + f] + b2 * c[2 * nf + f] + b3 * c[3 * nf + f]);
+    }
+    if (call.grad_positions) {
+      const T d0 = tile.d1[0][e], d1 = tile.d1[1][e], d2 = tile.d1[2][e], d3 = tile.d1[3][e];
+      T along = T(0);
+#pragma omp simd reduction(+ : along)
+      for (std::int64_t f = 0; f < nf; ++f)
+        along += (d0 * c[f] + d1 * c[nf + f] + d2 * c[2 * nf + f] + d3 * c[3 * nf + f]) * (gi[f] * hj[f] + gj[f] * hi[f]);
+      for (int k = 0; k < 3; ++k) force[k] += along * tile.unit[k][e];
+    }
+    if (part && j >= i) {
+      T* DIFFMD_RESTRICT p = part + tile.interval[e] * nf;
+      const T twin = j > i ? T(1) : T(0);
+#pragma omp simd
+      for (std::int64_t f = 0; f < nf; ++f) {
+        const T both = gi[f] * hj[f] + twin * gj[f] * hi[f];
+        p[f] += b0 * both;
+        p[nf + f] += b1 * both;
+        p[2 * nf + f] += b2 * both;
+        p[3 * nf + f] += b3 * both;
+      }
+    }
+  });
+  if (call.grad_positions)
+    for (int k = 0; k < 3; ++k) call.grad_positions[3 * i + k] = force[k];
+}
+
+// With d = u . (ax_i - ax_j), A(r) = sum_k aC_k B_k(r) and t = W' d + A:
+//   dS/dg_i = sum_j ah_j W + h_j t,   dS/dh_i = sum_j g_j t,
+//   dS/dx_i = sum_j u sum_f [(g_i ah_j + g_j ah_i) W' + (g_i h_j + g_j h_i)(W'' d + A')]
+//             + (I - u u^T)(ax_i - ax_j) / r sum_f (g_i h_j + g_j h_i) W',
+//   dS/dC_k = sum_edges g_i ah_j B_k + g_i h_j B'_k d.
+template <typename T, int kF, bool kAlongC>
+DIFFMD_INLINE void row_twice(const SplineConvDoubleBackward<T>& call, std::int64_t i, T* part, const T* zeros) {
+  const SplineGraph<T>& g = call.graph;
+  const std::int64_t nf = kF ? kF : g.n_features;
+  const T *hi = g.features + i * nf, *gi = call.grad + i * nf;
+  const T* ahi = call.along_features ? call.along_features + i * nf : zeros;
+  T* DIFFMD_RESTRICT out_g = call.grad_grad + i * nf;
+  T* DIFFMD_RESTRICT out_h = call.grad_features + i * nf;
+  T force[3] = {T(0), T(0), T(0)};
+  clear(out_g, nf);
+  clear(out_h, nf);
+  for_each_edge<T, 2>(g, i, [&](std::int64_t j, const Tile<T>& tile, int e) {
+    const T *hj = g.features + j * nf, *gj = call.grad + j * nf;
+    const T* ahj = call.along_features ? call.along_features + j * nf : zeros;
+    const T* c = g.coefficients + tile.interval[e] * nf;
+    const T* ac = kAlongC ? call.along_coefficients + tile.interval[e] * nf : nullptr;
+    T move[3] = {T(0), T(0), T(0)}, d = T(0);
+    if (call.along_positions)
+      for (int k = 0; k < 3; ++k) {
+        move[k] = call.along_positions[3 * i + k] - call.along_positions[3 * j + k];
+        d += tile.unit[k][e] * move[k];
+      }
+    const T b0 = tile.b[0][e], b1 = tile.b[1][e], b2 = tile.b[2][e], b3 = tile.b[3][e];
+    const T p0 = tile.d1[0][e], p1 = tile.d1[1][e], p2 = tile.d1[2][e], p3 = tile.d1[3][e];
+    const T q0 = tile.d2[0][e] * d, q1 = tile.d2[1][e] * d, q2 = tile.d2[2][e] * d, q3 = tile.d2[3][e] * d;
+    T along = T(0), across = T(0);
+#pragma omp simd reduction(+ : along, across)
+    for (std::int64_t f = 0; f < nf; ++f) {
+      const T c0 = c[f], c1 = c[nf + f], c2 = c[2 * nf + f], c3 = c[3 * nf + f];
+      const T w = b0 * c0 + b1 * c1 + b2 * c2 + b3 * c3;
+      const T w1 = p0 * c0 + p1 * c1 + p2 * c2 + p3 * c3;
+      T w2d = q0 * c0 + q1 * c1 + q2 * c2 + q3 * c3;
+      T t = w1 * d;
+      if (kAlongC) {
+        const T a0 = ac[f], a1 = ac[nf + f], a2 = ac[2 * nf + f], a3 = ac[3 * nf + f];
+        t += b0 * a0 + b1 * a1 + b2 * a2 + b3 * a3;
+        w2d += p0 * a0 + p1 * a1 + p2 * a2 + p3 * a3;
+      }
+      out_g[f] += ahj[f] * w + hj[f] * t;
+      out_h[f] += gj[f] * t;
+      const T both = gi[f] * hj[f] + gj[f] * hi[f];
+      across += both * w1;
+      along += (gi[f] * ahj[f] + gj[f] * ahi[f]) * w1 + both * w2d;
+    }
+    for (int k = 0; k < 3; ++k)
+      force[k] += along * tile.unit[k][e] + across * tile.inverse[e] * (move[k] - d * tile.unit[k][e]);
+    if (part && j >= i) {
+      T* DIFFMD_RESTRICT p = part + tile.interval[e] * nf;
+      const T twin = j > i ? T(1) : T(0);
+      const T e0 = p0 * d, e1 = p1 * d, e2 = p2 * d, e3 = p3 * d;
+#pragma omp simd
+      for (std::int64_t f = 0; f < nf; ++f) {
+        const T both = gi[f] * hj[f] + twin * gj[f] * hi[f];
+        const T with = gi[f] * ahj[f] + twin * gj[f] * ahi[f];
+        p[f] += b0 * with + e0 * both;
+        p[nf + f] += b1 * with + e1 * both;
+        p[2 * nf + f] += b2 * with + e2 * both;
+        p[3 * nf + f] += b3 * with + e3 * both;
+      }
+    }
+  });
+  if (call.grad_positions)
+    for (int k = 0; k < 3; ++k) call.grad_positions[3 * i + k] = force[k];
+}
+
+// ---- all rows --------------------------------------------------------------------------------------------
+
+// The list is used only after this; `symmetric` also compares the pairs seen from both sides, through the sum of a
+// hash that counts +1 from one side and -1 from the other.
+template <typename T> int check(const SplineGraph<T>& g, bool symmetric) {
+  if (g.row_ptr[0] != 0 || g.row_ptr[g.n_nodes] != g.n_edges) return kSplineBadRows;
+  for (std::int64_t i = 0; i < g.n_nodes; ++i)
+    if (g.row_ptr[i] > g.row_ptr[i + 1]) return kSplineBadRows;
+  std::uint32_t highest = 0;
+#pragma omp simd reduction(max : highest)
+  for (std::int64_t e = 0; e < g.n_edges; ++e) {
+    const std::uint32_t j = std::uint32_t(g.col[e]);
+    highest = highest > j ? highest : j;
+  }
+  if (g.n_edges > 0 && std::int64_t(highest) >= g.n_nodes) return kSplineBadColumns;
+  if (!symmetric) return kSplineFine;
+  std::uint32_t balance = 0;
+  for (std::int64_t i = 0; i < g.n_nodes; ++i) {
+    const std::uint32_t row = std::uint32_t(i);
+#pragma omp simd reduction(+ : balance)
+    for (std::int64_t e = g.row_ptr[i]; e < g.row_ptr[i + 1]; ++e) {
+      const std::uint32_t j = std::uint32_t(g.col[e]);
+      const std::uint32_t low = j < row ? j : row, high = j < row ? row : j;
+      std::uint32_t hash = (low * 0x9E3779B1u) ^ (high * 0x85EBCA77u + 0x27D4EB2Fu);
+      hash = (hash ^ (hash >> 15)) * 0x2C1B3C6Du;
+      balance += j > row ? hash : j < row ? 0u - hash : 0u;
+    }
+  }
+  return balance == 0 ? kSplineFine : kSplineAsymmetric;
+}
+
+// The number of partial sums depends on the size of the list alone, so results do not depend on the threads.
+std::int64_t parts_for(std::int64_t n_edges) {
+  std::int64_t parts = 1;
+  while (parts < kMaxParts && parts * 2048 < n_edges) parts *= 2;
+  return parts;
+}
+
+// row(i, part) for every row, in n_parts runs of rows; `total` [n_values] becomes the sum of the parts, in order.
+template <typename T, typename Row>
+int all_rows(const SplineGraph<T>& g, T* total, const Row& row) {
+  const std::int64_t n_values = g.n_knots * g.n_features;
+  const std::int64_t n_parts = total ? parts_for(g.n_edges) : 4 * std::int64_t(g.n_threads);
+  T* parts = nullptr;
+  if (total) {
+    parts = static_cast<T*>(malloc(std::size_t(n_parts * n_values) * sizeof(T)));
+    if (parts == nullptr) return kSplineNoMemory;
+  }
+  const bool worth_it = g.n_threads > 1 && g.n_edges * g.n_features > 32768;
+#pragma omp parallel num_threads(g.n_threads) if (worth_it)
+  {
+#pragma omp for schedule(static)
+    for (std::int64_t p = 0; p < n_parts; ++p) {
+      T* part = total ? parts + p * n_values : nullptr;
+      if (part) clear(part, n_values);
+      for (std::int64_t i = g.n_nodes * p / n_parts; i < g.n_nodes * (p + 1) / n_parts; ++i) row(i, part);
+    }
+    if (total) {
+#pragma omp for schedule(static)
+      for (std::int64_t k = 0; k < g.n_knots; ++k) {
+        T* DIFFMD_RESTRICT sum = total + k * g.n_features;
+        clear(sum, g.n_features);
+        for (std::int64_t p = 0; p < n_parts; ++p) {
+          const T* part = parts + p * n_values + k * g.n_features;
+          for (std::int64_t f = 0; f < g.n_features; ++f) sum[f] += part[f];
+        }
+      }
+    }
+  }
+  free(parts);
+  return kSplineFine;
+}
+
+#define DIFFMD_BY_FEATURES(n, ...)                       \
+  do {                                                   \
+    switch (n) {                                         \
+      case 32: { constexpr int kF = 32; __VA_ARGS__; break; }   \
+      case 64: { constexpr int kF = 64; __VA_ARGS__; break; }   \
+      case 128: { constexpr int kF = 128; __VA_ARGS__; break; } \
+      default: { constexpr int kF = 0; __VA_ARGS__; }           \
+    }                                                    \
+  } while (false)
+
+}  // namespace
+
+template <typename T> void spline_conv(const SplineConv<T>& call, int* status) {
+  *status = check(call.graph, false);
+  if (*status != kSplineFine) return;
+  DIFFMD_BY_FEATURES(call.graph.n_features, {
+    *status = all_rows(call.graph, static_cast<T*>(nullptr), [&](std::int64_t i, T* part) { row_of<T, kF>(call, i, part); });
+  });
+}
+
+template <typename T> void spline_conv_backward(const SplineConvBackward<T>& call, int* status) {
+  *status = check(call.graph, true);
+  if (*status != kSplineFine) return;
+  DIFFMD_BY_FEATURES(call.graph.n_features, {
+    *status = all_rows(call.graph, call.grad_coefficients,
+                       [&](std::int64_t i, T* part) { row_of<T, kF>(call, i, part); });
+  });
+}
+
+template <typename T> void spline_conv_double_backward(const SplineConvDoubleBackward<T>& call, int* status) {
+  *status = check(call.graph, true);
+  if (*status != kSplineFine) return;
+  T* zeros = static_cast<T*>(calloc(std::size_t(call.graph.n_features), sizeof(T)));
+  if (zeros == nullptr) {
+    *status = kSplineNoMemory;
+    return;
+  }
+  DIFFMD_BY_FEATURES(call.graph.n_features, {
+    *status = call.along_coefficients
+        ? all_rows(call.graph, call.grad_coefficients,
+                   [&](std::int64_t i, T* part) { row_twice<T, kF, true>(call, i, part, zeros); })
+        : all_rows(call.graph, call.grad_coefficients,
+                   [&](std::int64_t i, T* part) { row_twice<T, kF, false>(call, i, part, zeros); });
+  });
+  free(zeros);
+}
+
+template void spline_conv<float>(const SplineConv<float>&, int*);
+template void spline_conv<double>(const SplineConv<double>&, int*);
+template void spline_conv_backward<float>(const SplineConvBackward<float>&, int*);
+template void spline_conv_backward<double>(const SplineConvBackward<double>&, int*);
+template void spline_conv_double_backward<float>(const SplineConvDoubleBackward<float>&, int*);
+template void spline_conv_double_backward<double>(const SplineConvDoubleBackward<double>&, int*);
+
+}  // namespace DIFFMD_LEVEL
+}  // namespace diffmd

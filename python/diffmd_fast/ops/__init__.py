@@ -2,5 +2,6 @@
 
 from ._library import get_num_threads, set_num_threads
 from .em_step import EmStepResult, em_step
+from .spline_conv import spline_conv
 
-__all__ = ["EmStepResult", "em_step", "get_num_threads", "set_num_threads"]
+__all__ = ["EmStepResult", "em_step", "get_num_threads", "set_num_threads", "spline_conv"]

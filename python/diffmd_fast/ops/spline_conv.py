@@ -1,0 +1,273 @@
+"""Continuous-filter convolution with a cubic B-spline filter: how atoms tell each other where they are.
+
+    m_i = sum_j h_j * W(r_ij),   W_f(r) = sum_k C[k, f] B_k(r)
+
+SchNet's interaction (arXiv 1706.08566, eq. 2) with the filter tabulated as a spline on [0, cutoff].
+
+Fast path: csrc/spline_conv.cpp.  Truth: reference/spline_conv.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..backend import run_reference
+from ..errors import InputError, UnavailableError, check_number, check_tensor, require
+from ..reference.spline_conv import spline_conv_core
+from ._library import NATIVE_DTYPES, define, get_num_threads, native, register_autograd
+
+if TYPE_CHECKING:
+    from .neighbor_list import NeighborList
+
+MAX_KNOTS = 1_000_000
+_STATUS = {
+    1: ("neighbors", "row_ptr that starts at 0, never falls and ends at the number of edges", "another"),
+    2: ("neighbors", "col between 0 and the number of atoms - 1", "an index outside"),
+    3: ("neighbors", "a symmetric list (for every edge i <- j its edge j <- i), which the gradients rest on",
+        "one that is not"),
+}
+
+
+def spline_conv(features: Tensor, positions: Tensor, coefficients: Tensor, neighbors: NeighborList,
+                cutoff: float, box: Tensor | None = None) -> Tensor:
+    """Sum over every atom's neighbors of their features times a filter of the distance.
+
+    Args:
+        features: h [replicas, atoms, features], float32 or float64.
+        positions: [replicas, atoms, 3] nm.
+        coefficients: C [knots, features], 4 to 1,000,000 knots.  Uniform cubic B-splines with spacing
+            cutoff / (knots - 3): on interval i the coefficients i .. i+3 contribute.  The filter ends
+            smoothly at the cutoff when the last three are zero.
+        neighbors: full and symmetric list of these atoms, from :func:`~diffmd_fast.ops.neighbor_list`.
+        cutoff: nm.  Neighbors at or beyond it contribute exactly zero, so the list may have a skin or hold
+            all pairs.
+        box: the box the list was made with, [3] lengths, [3, 3] rows of box vectors or [replicas, 3, 3], nm;
+            None (default) for a list without one.
+
+    Returns:
+        m [replicas, atoms, features].  Twice differentiable with respect to features, positions and
+        coefficients, not with respect to the box.  The direction between two atoms at one place is undefined:
+        that pair adds nothing to derivatives with respect to positions.
+
+    Raises:
+        InputError: an argument of the wrong shape, dtype, device or range, a list with an index out of range
+            or (found in the backward) an edge without its twin; the message names it.
+        UnavailableError: a third derivative was asked for outside the reference backend.
+    """
+    n_replicas, n_atoms, n_features = _check(features, positions, coefficients, neighbors, cutoff)
+    offsets = _offsets(neighbors, box, positions)
+    operator = spline_conv_core if _plain(positions.device.type) else torch.ops.diffmd_fast.spline_conv
+    n_nodes = n_replicas * n_atoms
+    messages = operator(features.reshape(n_nodes, n_features), positions.reshape(n_nodes, 3), coefficients,
+                        neighbors.row_ptr, neighbors.col, offsets, float(cutoff))
+    return messages.view(n_replicas, n_atoms, n_features)
+
+
+@torch.compiler.assume_constant_result  # a compiled function keeps the backend it was compiled under
+def _plain(device_type: str) -> bool:
+    return run_reference(device_type, "spline_conv")
+
+
+def _check(features, positions, coefficients, neighbors, cutoff) -> tuple[int, int, int]:
+    check_tensor(features, "features", ("replicas", "atoms", "features"))
+    n_replicas, n_atoms, n_features = features.shape
+    require(n_features >= 1, "features", "at least one feature", "none")
+    like = ("features", features)
+    check_tensor(positions, "positions", (n_replicas, n_atoms, 3), like=like)
+    check_tensor(coefficients, "coefficients", ("knots", n_features), like=like)
+    n_knots = coefficients.shape[0]
+    require(4 <= n_knots <= MAX_KNOTS, "coefficients", f"4 to {MAX_KNOTS} knots", n_knots)
+    check_number(cutoff, "cutoff", above=0, unit="nm")
+    whole = all(isinstance(getattr(neighbors, name, None), Tensor) for name in ("row_ptr", "col", "shift"))
+    require(whole, "neighbors", "a NeighborList", type(neighbors).__name__)
+    n_rows, int32 = n_replicas * n_atoms + 1, (torch.int32,)
+    check_tensor(neighbors.row_ptr, "neighbors.row_ptr", (n_rows,), dtypes=(torch.int64,), like=like)
+    check_tensor(neighbors.col, "neighbors.col", ("edges",), dtypes=int32, like=like)
+    n_shifts = neighbors.col.shape[0] if neighbors.shift.shape[0] else 0
+    check_tensor(neighbors.shift, "neighbors.shift", (n_shifts, 3), dtypes=int32, like=like)
+    return n_replicas, n_atoms, n_features
+
+
+def _offsets(neighbors: NeighborList, box, positions: Tensor) -> Tensor:
+    """What each edge adds to the position of its neighbor, [edges, 3] nm; [0, 3] without a box."""
+    n_replicas, n_atoms, _ = positions.shape
+    n_edges, n_shifts = neighbors.col.shape[0], neighbors.shift.shape[0]
+    if box is None:
+        require(n_shifts == 0, "box", "the box that the neighbor list was made with", None)
+        return positions.new_empty(0, 3)
+    require(n_shifts == n_edges, "box", "None, as the neighbor list was made without one", "a box")
+    wanted = f"edge lengths [3], box vectors [3, 3] or one box per replica [{n_replicas}, 3, 3]"
+    try:
+        box = torch.as_tensor(box, device=None if isinstance(box, Tensor) else positions.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"box: expected {wanted}, got {type(box).__name__}") from None
+    require(tuple(box.shape) in ((3,), (3, 3), (n_replicas, 3, 3)), "box", wanted, f"shape {list(box.shape)}")
+    require(box.device == positions.device, "box", f"the device of positions ({positions.device})",
+            box.device)
+    require(not box.requires_grad, "box", "a tensor without gradient (spline_conv is not differentiable with "
+            "respect to the box)", "requires_grad=True")
+    box, shift = box.to(torch.float64), neighbors.shift.to(torch.float64)
+    if box.dim() == 1:
+        offsets = shift * box
+    elif box.dim() == 2:
+        offsets = shift @ box
+    else:
+        replica = torch.div(neighbors.col, max(n_atoms, 1), rounding_mode="floor").long()
+        offsets = (shift[:, None] @ box[replica])[:, 0]
+    return offsets.to(positions.dtype)
+
+
+# ---- the three operators on flat nodes: [nodes, features], [nodes, 3], [knots, features] ------------------
+_GRAPH = ("Tensor features, Tensor positions, Tensor coefficients, Tensor row_ptr, Tensor col, "
+          "Tensor offsets, float cutoff")
+
+
+def _call(name: str, graph: tuple, *tensors: Tensor | None) -> None:
+    """Run native ``name``: shapes are checked once more, since the flat operators may be called by anyone."""
+    features, positions, coefficients, row_ptr, col, offsets, cutoff = graph
+    n_nodes, n_edges, dtype = row_ptr.numel() - 1, col.numel(), features.dtype
+    require(dtype in NATIVE_DTYPES, "features", "dtype float32 or float64", dtype)
+    n_features, n_knots = features.shape[-1], coefficients.shape[0]
+    flat = {"features": (features, (n_nodes, n_features), dtype),
+            "positions": (positions, (n_nodes, 3), dtype),
+            "coefficients": (coefficients, (n_knots, n_features), dtype),
+            "row_ptr": (row_ptr, (n_nodes + 1,), torch.int64), "col": (col, (n_edges,), torch.int32),
+            "offsets": (offsets, (n_edges if offsets.numel() else 0, 3), dtype)}
+    for argument, (tensor, shape, want) in flat.items():
+        require(tensor.shape == shape and tensor.dtype == want and tensor.device.type == "cpu", argument,
+                f"{want} of shape {list(shape)}", f"{tensor.dtype} of shape {list(tensor.shape)}")
+    require(n_features >= 1 and 4 <= n_knots <= MAX_KNOTS, "coefficients", f"[4 to {MAX_KNOTS}, 1 or more]",
+            list(coefficients.shape))
+    check_number(cutoff, "cutoff", above=0, unit="nm")
+    kept = [t.contiguous() for t in graph[:6]]  # alive until the kernel is done
+    status = native(name, dtype)(
+        n_nodes, n_edges, n_features, n_knots, cutoff, *(t.data_ptr() for t in kept), get_num_threads(),
+        *(0 if t is None else t.data_ptr() for t in tensors))
+    if status in _STATUS:
+        require(False, *_STATUS[status])
+    if status:
+        raise MemoryError(f"{name}: no memory for partial sums of shape {list(coefficients.shape)}")
+
+
+def _aligned(argument: str, tensor: Tensor | None, like: Tensor) -> Tensor | None:
+    """A cotangent as the kernel reads it."""
+    if tensor is None:
+        return None
+    require(tensor.shape == like.shape and tensor.dtype == like.dtype, argument,
+            f"{like.dtype} of shape {list(like.shape)}", f"{tensor.dtype} of shape {list(tensor.shape)}")
+    return tensor.contiguous()
+
+
+def _empty(like: Tensor, wanted: bool = True) -> Tensor:
+    return like.new_empty(like.shape if wanted else (0,))
+
+
+def _asked(tensor: Tensor, wanted: bool) -> Tensor | None:
+    return tensor if wanted else None
+
+
+def _cpu(*graph):
+    out = _empty(graph[0])
+    _call("spline_conv", graph, out)
+    return out
+
+
+def _fake(features, *_):
+    return _empty(features)
+
+
+def _cpu_backward(grad, *arguments):
+    graph, wanted = arguments[:7], arguments[7:]
+    grad = _aligned("grad", grad, graph[0])
+    outputs = tuple(_empty(like, want) for like, want in zip(graph, wanted))
+    _call("spline_conv_backward", graph, grad, *map(_asked, outputs, wanted))
+    return outputs
+
+
+def _fake_backward(grad, *arguments):
+    return tuple(_empty(like, want) for like, want in zip(arguments[:3], arguments[7:]))
+
+
+def _cpu_double_backward(along_features, along_positions, along_coefficients, grad, *arguments):
+    graph, wanted = arguments[:7], arguments[7:]
+    given = (along_features, along_positions, along_coefficients)
+    names = ("along_features", "along_positions", "along_coefficients")
+    given = [_aligned(name, tensor, like) for name, tensor, like in zip(names, given, graph)]
+    grad = _aligned("grad", grad, graph[0])
+    outputs = (_empty(graph[0]), _empty(graph[0]), _empty(graph[1], wanted[0]), _empty(graph[2], wanted[1]))
+    _call("spline_conv_double_backward", graph, grad, *given, *outputs[:2], *map(_asked, outputs[2:], wanted))
+    return outputs
+
+
+def _fake_double_backward(along_features, along_positions, along_coefficients, grad, *arguments):
+    graph, wanted = arguments[:3], arguments[7:]
+    return _empty(graph[0]), _empty(graph[0]), _empty(graph[1], wanted[0]), _empty(graph[2], wanted[1])
+
+
+# ---- autograd: inputs are saved and everything is computed again from them ---------------------------------
+def _wanted(ctx, first: int, n: int) -> list[bool]:
+    """Which of the inputs first .. first+n-1 the running backward will really use.
+
+    ``needs_input_grad`` says what could be asked for; a score asks for positions alone, and the engine knows.
+    """
+    return [ctx.needs_input_grad[i] and _will_run(ctx.next_functions[i][0]) for i in range(first, first + n)]
+
+
+def _will_run(node) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except (RuntimeError, TypeError, AttributeError):  # a leaf being collected, or no engine here
+        return True
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:6])
+    ctx.cutoff = inputs[6]
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad):
+    if grad is None:
+        return (None,) * 7
+    wanted = _wanted(ctx, 0, 3)
+    grads = torch.ops.diffmd_fast.spline_conv_backward(grad, *ctx.saved_tensors, ctx.cutoff, *wanted)
+    return *map(_asked, grads, wanted), None, None, None, None
+
+
+def _setup_context_backward(ctx, inputs, output):
+    ctx.mark_non_differentiable(*(grad for grad, wanted in zip(output, inputs[8:]) if not wanted))
+    ctx.save_for_backward(*inputs[:7])
+    ctx.cutoff = inputs[7]
+    ctx.set_materialize_grads(False)
+
+
+def _backward_backward(ctx, *along):
+    if all(a is None for a in along):
+        return (None,) * 11
+    wanted = _wanted(ctx, 0, 4)
+    grads = torch.ops.diffmd_fast.spline_conv_double_backward(
+        *along, *ctx.saved_tensors, ctx.cutoff, *wanted[2:])
+    return *map(_asked, grads, wanted), None, None, None, None, None, None, None
+
+
+def _setup_context_double_backward(ctx, inputs, output):
+    pass
+
+
+def _no_third_derivative(ctx, *grads):
+    raise UnavailableError("spline_conv: the third derivative (of spline_conv_double_backward) is not "
+                           "available natively; use_backend(\"reference\") has derivatives of any order")
+
+
+define(f"spline_conv({_GRAPH}) -> Tensor", _cpu, _fake)
+define(f"spline_conv_backward(Tensor grad, {_GRAPH}, bool for_features, bool for_positions, "
+       "bool for_coefficients) -> (Tensor, Tensor, Tensor)", _cpu_backward, _fake_backward)
+define("spline_conv_double_backward(Tensor? along_features, Tensor? along_positions, "
+       f"Tensor? along_coefficients, Tensor grad, {_GRAPH}, bool for_positions, bool for_coefficients) "
+       "-> (Tensor, Tensor, Tensor, Tensor)", _cpu_double_backward, _fake_double_backward)
+register_autograd("spline_conv", _backward, _setup_context)
+register_autograd("spline_conv_backward", _backward_backward, _setup_context_backward)
+register_autograd("spline_conv_double_backward", _no_third_derivative, _setup_context_double_backward)
