@@ -7,10 +7,15 @@
 #include <omp.h>
 #endif
 
+#include <algorithm>
+#include <new>
 #include <string>
 
 #include "em_step.hpp"
+#include "neighbor_list.hpp"
+#include "schnet.hpp"
 #include "spline_conv.hpp"
+#include "torsions.hpp"
 
 namespace py = pybind11;
 using Address = std::uintptr_t;
@@ -96,6 +101,25 @@ void em_step(std::int64_t n_replicas, std::int64_t n_atoms, Address positions, A
   DIFFMD_CALL(em_step<T>(call));
 }
 
+// ---- torsions -------------------------------------------------------------------------------------------
+enum class Order { value, first, second };  // torsions, torsions_backward, torsions_double_backward
+
+// Returns the row of the first bad quadruple, having written nothing, or -1 when it is done.
+template <typename T, Order order>
+std::int64_t torsions(std::int64_t n_replicas, std::int64_t n_atoms, std::int64_t n_torsions, Address positions,
+                      Address quadruples, Address grad_output, Address cotangent, Address output,
+                      Address grad_positions, int n_threads) {
+  const std::int64_t bad = diffmd::first_bad_quadruple(at<std::int64_t>(quadruples), n_torsions, n_atoms);
+  if (bad >= 0) return bad;
+  const diffmd::Torsions<T> call{n_replicas, n_atoms, n_torsions, at<T>(positions), at<std::int64_t>(quadruples),
+                                 at<T>(grad_output), at<T>(cotangent), at<T>(output), at<T>(grad_positions),
+                                 n_threads};
+  if constexpr (order == Order::value) DIFFMD_CALL(torsions<T>(call));
+  else if constexpr (order == Order::first) DIFFMD_CALL(torsions_backward<T>(call));
+  else DIFFMD_CALL(torsions_double_backward<T>(call));
+  return -1;
+}
+
 // ---- spline_conv ----------------------------------------------------------------------------------------
 // Each returns a diffmd::SplineStatus; ops/spline_conv.py turns it into a message.
 template <typename T>
@@ -144,6 +168,87 @@ int spline_conv_double_backward(DIFFMD_SPLINE_GRAPH, Address grad, Address along
   return status;
 }
 
+// ---- neighbor_list --------------------------------------------------------------------------------------
+// A NeighborSearch in the order of csrc/neighbor_list.hpp; Python keeps it between count and fill.
+diffmd::NeighborSearch neighbor_search(std::int64_t n_replicas, std::int64_t n_atoms, Address box, Address inverse,
+                                       bool box_per_replica, double reach, std::int64_t max_cells,
+                                       Address coordinates, Address sorted, Address order, Address wraps,
+                                       Address first, Address cells, Address grid, Address row_ptr,
+                                       int n_threads) {
+  return {n_replicas, n_atoms, at<double>(box), at<double>(inverse), box_per_replica, reach, max_cells,
+          at<double>(coordinates), at<double>(sorted), at<std::int32_t>(order), at<std::int32_t>(wraps),
+          at<std::int32_t>(first), at<std::int32_t>(cells), at<double>(grid), at<std::int64_t>(row_ptr),
+          nullptr, nullptr, nullptr, n_threads};
+}
+
+// Returns the first node whose position cannot be used, or -1.
+template <typename T> std::int64_t neighbor_list_count(const diffmd::NeighborSearch& call, Address positions) {
+  std::int64_t bad = -1;
+  DIFFMD_CALL(neighbor_list_count<T>(call, at<T>(positions), &bad));
+  return bad;
+}
+
+void neighbor_list_fill(diffmd::NeighborSearch call, Address col, Address shift, Address reverse) {
+  call.col = at<std::int32_t>(col);
+  call.shift = at<std::int32_t>(shift);
+  call.reverse = at<std::int64_t>(reverse);
+  DIFFMD_CALL(neighbor_list_fill(call));
+}
+
+void neighbor_list_all_pairs(std::int64_t n_replicas, std::int64_t n_atoms, Address row_ptr, Address col,
+                             Address reverse, int n_threads) {
+  diffmd::NeighborSearch call{};
+  call.n_replicas = n_replicas;
+  call.n_atoms = n_atoms;
+  call.row_ptr = at<std::int64_t>(row_ptr);
+  call.col = at<std::int32_t>(col);
+  call.reverse = at<std::int64_t>(reverse);
+  call.n_threads = n_threads;
+  DIFFMD_CALL(neighbor_list_all_pairs(call));
+}
+
+// Returns false when the list points outside of itself or of the positions.
+template <typename T>
+bool neighbor_vectors(std::int64_t n_replicas, std::int64_t n_atoms, std::int64_t n_edges, Address positions,
+                      Address box, bool box_per_replica, Address row_ptr, Address col, Address shift,
+                      Address vectors, Address distances, int n_threads) {
+  bool consistent = false;
+  const diffmd::NeighborVectors<T> call{n_replicas, n_atoms, n_edges, at<T>(positions), at<double>(box),
+                                        box_per_replica, at<std::int64_t>(row_ptr), at<std::int32_t>(col),
+                                        at<std::int32_t>(shift), at<T>(vectors), at<T>(distances), &consistent,
+                                        n_threads};
+  DIFFMD_CALL(neighbor_vectors<T>(call));
+  return consistent;
+}
+
+// ---- schnet ---------------------------------------------------------------------------------------------
+// `weights` maps the names of csrc/schnet.hpp to addresses; positions and score are those of one call.
+template <typename T>
+void schnet(std::int64_t n_replicas, std::int64_t n_atoms, std::int64_t n_features, std::int64_t n_blocks,
+            std::int64_t n_coefficients, std::int64_t n_torsions, std::int64_t n_springs, double cutoff,
+            double centre_stiffness, const py::dict& weights, Address positions, Address energy, Address score,
+            int n_threads) {
+  if (n_atoms < 1 || n_features % diffmd::kFeatureMultiple != 0 || n_coefficients < 4)
+    throw py::value_error("sizes: expected at least 1 atom and 4 coefficients, and features padded to a multiple of " +
+                          std::to_string(diffmd::kFeatureMultiple));
+  const auto of = [&](const char* name) { return at<T>(weights[name].cast<Address>()); };
+  const auto atoms = [&](const char* name) { return at<std::int64_t>(weights[name].cast<Address>()); };
+  const diffmd::SchNet<T> call{
+      n_replicas, n_atoms, n_features, n_blocks, n_coefficients, n_torsions, n_springs, cutoff, centre_stiffness,
+      atoms("quadruples"), atoms("spring_pairs"), of("embedding"), of("torsion_weights"), of("project"),
+      of("project_transposed"), of("coefficients"), of("first"), of("first_transposed"), of("first_bias"),
+      of("second"), of("second_transposed"), of("second_bias"), of("readout"), of("readout_transposed"),
+      of("readout_bias"), of("readout_out"), of("spring_stiffness"), of("spring_mean"), at<T>(positions),
+      at<T>(energy), at<T>(score), n_threads < 1 ? 1 : n_threads};
+  const auto inside = [&](std::int64_t atom) { return atom >= 0 && atom < n_atoms; };
+  if (!std::all_of(call.quadruples, call.quadruples + 4 * n_torsions, inside) ||
+      !std::all_of(call.spring_pairs, call.spring_pairs + 2 * n_springs, inside))
+    throw py::value_error("quadruples: expected atoms in 0.." + std::to_string(n_atoms - 1) + ", and so for springs");
+  bool enough_memory = true;
+  DIFFMD_CALL(schnet<T>(call, &enough_memory));
+  if (!enough_memory) throw std::bad_alloc();
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = DIFFMD_VERSION;
@@ -182,6 +287,16 @@ PYBIND11_MODULE(_C, m) {
   m.def("em_step_float32", &em_step<float>);
   m.def("em_step_float64", &em_step<double>);
 
+  // neighbor_list: neighbor_search describes a call, count writes its row_ptr, fill the rest
+  py::class_<diffmd::NeighborSearch>(m, "NeighborSearch");
+  m.def("neighbor_search", &neighbor_search);
+  m.def("neighbor_list_count_float32", &neighbor_list_count<float>);
+  m.def("neighbor_list_count_float64", &neighbor_list_count<double>);
+  m.def("neighbor_list_fill", &neighbor_list_fill);
+  m.def("neighbor_list_all_pairs", &neighbor_list_all_pairs);
+  m.def("neighbor_vectors_float32", &neighbor_vectors<float>);
+  m.def("neighbor_vectors_float64", &neighbor_vectors<double>);
+
   // spline_conv: the graph in the order of csrc/spline_conv.hpp, then what each call adds to it
   m.def("spline_conv_float32", &spline_conv<float>);
   m.def("spline_conv_float64", &spline_conv<double>);
@@ -189,4 +304,16 @@ PYBIND11_MODULE(_C, m) {
   m.def("spline_conv_backward_float64", &spline_conv_backward<double>);
   m.def("spline_conv_double_backward_float32", &spline_conv_double_backward<float>);
   m.def("spline_conv_double_backward_float64", &spline_conv_double_backward<double>);
+
+  // torsions: arguments in the order of csrc/torsions.hpp
+  m.def("torsions_float32", &torsions<float, Order::value>);
+  m.def("torsions_float64", &torsions<double, Order::value>);
+  m.def("torsions_backward_float32", &torsions<float, Order::first>);
+  m.def("torsions_backward_float64", &torsions<double, Order::first>);
+  m.def("torsions_double_backward_float32", &torsions<float, Order::second>);
+  m.def("torsions_double_backward_float64", &torsions<double, Order::second>);
+
+  // schnet: sizes in the order of csrc/schnet.hpp, the addresses of the weights by name
+  m.def("schnet_float32", &schnet<float>);
+  m.def("schnet_float64", &schnet<double>);
 }

@@ -2,6 +2,9 @@
 
 from ._library import get_num_threads, set_num_threads
 from .em_step import EmStepResult, em_step
+from .neighbor_list import NeighborList, neighbor_list
 from .spline_conv import spline_conv
+from .torsions import torsions
 
-__all__ = ["EmStepResult", "em_step", "get_num_threads", "set_num_threads", "spline_conv"]
+__all__ = ["EmStepResult", "NeighborList", "em_step", "get_num_threads", "neighbor_list",
+           "set_num_threads", "spline_conv", "torsions"]
