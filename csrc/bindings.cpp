@@ -13,6 +13,7 @@
 
 #include "em_step.hpp"
 #include "neighbor_list.hpp"
+#include "probe.hpp"
 #include "schnet.hpp"
 #include "spline_conv.hpp"
 #include "torsions.hpp"
@@ -249,10 +250,19 @@ void schnet(std::int64_t n_replicas, std::int64_t n_atoms, std::int64_t n_featur
   if (!enough_memory) throw std::bad_alloc();
 }
 
+// ---- CUDA -----------------------------------------------------------------------------------------------
+constexpr bool has_cuda = sizeof(DIFFMD_CUDA_COMPILER) > 1;
+
+std::string cuda_probe() {
+  if constexpr (has_cuda) return diffmd::cuda_probe();
+  return "compiled without CUDA: " DIFFMD_CUDA_MISSING " when this package was built";
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = DIFFMD_VERSION;
   info["compiler"] = DIFFMD_COMPILER;
+  info["cuda_compiler"] = has_cuda ? DIFFMD_CUDA_COMPILER : DIFFMD_CUDA_MISSING " when this was built";
 #ifdef _OPENMP
   info["openmp"] = true;
   info["openmp_threads"] = omp_get_max_threads();
@@ -281,6 +291,7 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of diffmd_fast. Call them through diffmd_fast.ops, which checks its arguments.";
   m.def("build_info", &build_info);
+  m.def("cuda_probe", &cuda_probe, "\"\" when a compiled kernel runs right on the CUDA device, else why not.");
   m.def("set_simd_level", &set_simd_level, "Use another SIMD level; returns the one used before.");
 
   // em_step: arguments in the order of csrc/em_step.hpp

@@ -22,3 +22,10 @@
 #define DIFFMD_INLINE inline
 #define DIFFMD_RESTRICT
 #endif
+
+// Functions that csrc/ and kernels/cuda/ share: one source of the mathematics for host and device.
+#if defined(__CUDACC__)
+#define DIFFMD_HOST_DEVICE __host__ __device__
+#else
+#define DIFFMD_HOST_DEVICE
+#endif

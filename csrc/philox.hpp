@@ -5,7 +5,8 @@
 //   key     = (seed low, seed high)
 //   counter = (atom, replica, step low, step high 24 bits | domain << 24)
 // The four words of one call give the three components of one atom's noise by two Box-Muller transforms
-// (the fourth normal is not used). Twin of reference/em_step.py, which tests compare word by word.
+// (the fourth normal is not used). Twins: reference/em_step.py and kernels/triton/philox.py, which tests
+// compare word by word; kernels/cuda/ includes this file.
 #pragma once
 #include <cmath>
 
@@ -21,9 +22,30 @@ struct PhiloxKey {
   std::uint32_t seed_low, seed_high, step_low, step_high_and_domain;
 };
 
-DIFFMD_INLINE PhiloxKey philox_key(std::uint64_t seed, std::uint64_t step, std::uint32_t domain) {
+DIFFMD_HOST_DEVICE DIFFMD_INLINE PhiloxKey philox_key(std::uint64_t seed, std::uint64_t step, std::uint32_t domain) {
   return {std::uint32_t(seed), std::uint32_t(seed >> 32), std::uint32_t(step),
           (std::uint32_t(step >> 32) & 0xffffffu) | (domain << 24)};
+}
+
+// The four words of one site.
+DIFFMD_HOST_DEVICE DIFFMD_INLINE void philox_words(const PhiloxKey& key, std::uint32_t atom, std::uint32_t replica,
+                                                   std::uint32_t (&words)[4]) {
+  std::uint32_t c0 = atom, c1 = replica, c2 = key.step_low, c3 = key.step_high_and_domain;
+  std::uint32_t k0 = key.seed_low, k1 = key.seed_high;
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t p0 = std::uint64_t(0xD2511F53u) * c0;
+    const std::uint64_t p1 = std::uint64_t(0xCD9E8D57u) * c2;
+    c0 = std::uint32_t(p1 >> 32) ^ c1 ^ k0;
+    c1 = std::uint32_t(p1);
+    c2 = std::uint32_t(p0 >> 32) ^ c3 ^ k1;
+    c3 = std::uint32_t(p0);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  words[0] = c0;
+  words[1] = c1;
+  words[2] = c2;
+  words[3] = c3;
 }
 
 // words[k][lane] for the sites (replica[lane], atom[lane]).
@@ -31,22 +53,9 @@ DIFFMD_INLINE void philox_words(const PhiloxKey& key, const std::uint32_t* DIFFM
                                 const std::uint32_t* DIFFMD_RESTRICT replica,
                                 std::uint32_t (*DIFFMD_RESTRICT words)[kLanes]) {
   for (int lane = 0; lane < kLanes; ++lane) {
-    std::uint32_t c0 = atom[lane], c1 = replica[lane], c2 = key.step_low, c3 = key.step_high_and_domain;
-    std::uint32_t k0 = key.seed_low, k1 = key.seed_high;
-    for (int round = 0; round < 10; ++round) {
-      const std::uint64_t p0 = std::uint64_t(0xD2511F53u) * c0;
-      const std::uint64_t p1 = std::uint64_t(0xCD9E8D57u) * c2;
-      c0 = std::uint32_t(p1 >> 32) ^ c1 ^ k0;
-      c1 = std::uint32_t(p1);
-      c2 = std::uint32_t(p0 >> 32) ^ c3 ^ k1;
-      c3 = std::uint32_t(p0);
-      k0 += 0x9E3779B9u;
-      k1 += 0xBB67AE85u;
-    }
-    words[0][lane] = c0;
-    words[1][lane] = c1;
-    words[2][lane] = c2;
-    words[3][lane] = c3;
+    std::uint32_t site[4];
+    philox_words(key, atom[lane], replica[lane], site);
+    for (int k = 0; k < 4; ++k) words[k][lane] = site[k];
   }
 }
 
@@ -61,7 +70,7 @@ template <> struct Series<double> {
 
 // log(u) for u = n * 2^-24, n in 1..2^24: exponent and mantissa in [1/sqrt 2, sqrt 2), then
 // log m = 2 artanh((m-1)/(m+1)).
-template <typename T> DIFFMD_INLINE T log_uniform(std::int32_t n) {
+template <typename T> DIFFMD_HOST_DEVICE DIFFMD_INLINE T log_uniform(std::int32_t n) {
   union { float f; std::int32_t i; } bits;
   bits.f = float(n);  // exact, n has at most 25 bits and 2^24 is a power of two
   std::int32_t exponent = (bits.i >> 23) - 127;
@@ -78,7 +87,7 @@ template <typename T> DIFFMD_INLINE T log_uniform(std::int32_t n) {
 
 // One Box-Muller pair from two words: radius from `a`, angle from `b`.
 template <typename T>
-DIFFMD_INLINE void box_muller(std::uint32_t a, std::uint32_t b, T* cosine_part, T* sine_part) {
+DIFFMD_HOST_DEVICE DIFFMD_INLINE void box_muller(std::uint32_t a, std::uint32_t b, T* cosine_part, T* sine_part) {
   const T radius = std::sqrt(T(-2) * log_uniform<T>(std::int32_t(a >> 8) + 1));
   // The angle is v turns, v = n * 2^-24. The nearest quarter turn is taken off in integers, exactly.
   const std::int32_t n = std::int32_t(b >> 8);

@@ -1,0 +1,11 @@
+// Can this machine run what nvcc compiled here?  The one function of kernels/cuda/ that bindings.cpp knows.
+#pragma once
+#include <string>
+
+namespace diffmd {
+
+// "" when the Philox words of a few thousand sites come out of the current CUDA device exactly as they do on
+// the host, else one line saying why not. Needs neither a GPU nor a driver to be called.
+std::string cuda_probe();
+
+}  // namespace diffmd
