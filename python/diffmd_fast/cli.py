@@ -49,6 +49,10 @@ def cli(debug: bool, threads: int | None, backend: str):
     use_backend(backend)
 
 
+# Python's names that the command line calls otherwise.
+_OPTIONS = {"n_steps": "steps", "n_replicas": "replicas", "n_features": "features", "n_blocks": "blocks",
+            "max_seconds": "minutes", "n_threads": "threads", "initial_positions": "init"}
+
 ATOMS = click.option("--atoms", default="all", show_default=True, metavar="WHICH",
                      help="heavy, all, or an MDTraj selection such as 'backbone'.")
 TOPOLOGY = click.option("--topology", metavar="PDB", help="Names and bonds, where the snapshots' format has none.")
@@ -130,7 +134,7 @@ def sample(model, init, from_noise, topology, replicas, steps, time_step, stiffn
 
     \b
     Example:
-      diffmd-fast sample model.safetensors --init snapshots.npz --replicas 64 --steps 20000 --save-every 100 --out traj.xtc
+      diffmd-fast sample model.safetensors --init snapshots.npz --replicas 64 --steps 20000 --out traj.xtc
     """
     from .sampling import Sampler
 
@@ -141,7 +145,7 @@ def sample(model, init, from_noise, topology, replicas, steps, time_step, stiffn
     require(overwrite or resume or not Path(out).exists(), "out", "a new file (or --overwrite, or --resume)",
             f"{out!r}, which exists")
     start = None if resume else _start(energy, init, from_noise, topology, replicas, seed, quiet)
-    spring = _spring(energy, start, out, time_step, stiffness, diffusion, noise_level, force)
+    spring = _spring(energy, start, out, time_step, stiffness, diffusion, noise_level)
     sampler = Sampler(energy, spring, temperature=temperature, seed=seed, noise_level=noise_level,
                       integrator=integrator, batch_size=batch_size, force=force)
     _say(str(sampler))
@@ -248,22 +252,17 @@ def _start(energy, init, from_noise, topology, replicas, seed, quiet):
     return chosen - chosen.mean(1, keepdim=True)
 
 
-def _spring(energy, start, out, time_step, stiffness, diffusion, noise_level, force):
-    from .sampling import Spring, check_stability, choose_spring
+def _spring(energy, start, out, time_step, stiffness, diffusion, noise_level):
+    """From what was given, else from the run that is resumed, else from the energy's largest curvature."""
+    from .sampling import Spring, choose_spring, stored_spring
 
     if time_step is not None:
-        spring = Spring.from_time_step(time_step, diffusion)
-    elif stiffness is not None:
-        spring = Spring.from_stiffness(stiffness, diffusion)
-    elif start is None:
-        from .sampling import stored_spring
-
+        return Spring.from_time_step(time_step, diffusion)
+    if stiffness is not None:
+        return Spring.from_stiffness(stiffness, diffusion)
+    if start is None:
         return stored_spring(out)
-    else:
-        return choose_spring(energy, start, diffusion, noise_level=noise_level)
-    if start is not None:
-        check_stability(energy, spring, start, noise_level=noise_level, force=force)
-    return spring
+    return choose_spring(energy, start, diffusion, noise_level=noise_level)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -303,7 +302,8 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, OSError):
         _say(f"{error.filename or 'file'}: {error.strerror or error}")
         return 2
-    _say(str(error).splitlines()[0])
+    name, _, rest = str(error).splitlines()[0].partition(":")
+    _say(f"{_OPTIONS.get(name, name)}:{rest}")
     return 2
 
 

@@ -1,5 +1,6 @@
 """Reading and writing structures and trajectories.  MDTraj is imported only where a file asks for it."""
 
+from .matching import match_atoms
 from .molecule import Molecule
 from .snapshots import Snapshots, load_topology, read_snapshots
 from .store import TrajectoryStore
@@ -11,6 +12,7 @@ __all__ = [
     "TrajectoryStore",
     "check_output",
     "load_topology",
+    "match_atoms",
     "read_snapshots",
     "write_trajectory",
 ]

@@ -29,6 +29,7 @@ def save_model(path: str | Path, model: SchNet) -> None:
     Stored: parameters, constructor arguments, molecule, T0, units, noise levels, support of the training set,
     the record of the training, package version, and a checksum over all of it.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from .. import __version__
@@ -46,8 +47,9 @@ def save_model(path: str | Path, model: SchNet) -> None:
     try:
         save_file(tensors, temporary, {FORMAT: text, "sha256": _checksum(text, tensors)})
         os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"path: expected a place to write a model file, got {str(path)!r} ({error})") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"path: expected a place to write a model file, got {str(path)!r} "
+                         f"({str(error).splitlines()[0]})") from error
 
 
 def load_model(path: str | Path) -> EnergyModel:
