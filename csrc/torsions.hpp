@@ -28,7 +28,8 @@ template <typename T> struct Torsions {
 
 // Row of the first quadruple that has an atom out of range or twice; -1 when all are good. bindings.cpp alone
 // calls it, before a kernel reads or writes: it belongs to no SIMD level.
-inline std::int64_t first_bad_quadruple(const std::int64_t* atoms, std::int64_t n_rows, std::int64_t n_atoms) {
+inline std::int64_t first_bad_quadruple(const std::int64_t* atoms, std::int64_t n_rows,
+                                        std::int64_t n_atoms) {
   for (std::int64_t row = 0; row < n_rows; ++row) {
     const std::int64_t* q = atoms + 4 * row;
     for (int i = 0; i < 4; ++i) {
