@@ -1,0 +1,247 @@
+"""Neighbor lists of molecules and of periodic systems: compressed sparse rows with their transpose.
+
+Minimum image in fractional coordinates (Allen and Tildesley, Computer Simulation of Liquids, 2nd ed., section 1.6.5)
+and linked cells (section 5.3.2), here as a counting sort.  Fast path: csrc/neighbor_list.cpp.  Truth:
+reference/neighbor_list.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import _C
+from ..backend import run_reference
+from ..errors import InputError, check_number, check_tensor, require
+from ..reference.neighbor_list import NeighborList, edge_vectors, inverse_boxes, neighbor_list_core
+from ._library import define, get_num_threads, native, register_autograd
+
+# "brute_force" looks at every pair of a replica, "cell_list" only at those in cells side by side (linear time);
+# "auto" takes the cells from this many atoms on, where they were measured to win. All give the same list.
+METHODS = ("auto", "brute_force", "cell_list")
+CELLS_FROM = 200
+ROUNDING = 1e-9  # a cutoff of exactly half the box, computed in floating point, passes
+
+
+def neighbor_list(positions: Tensor, cutoff: float | None, *, box: Tensor | None = None, skin: float = 0.0,
+                  return_distances: bool = False, return_vectors: bool = False) -> NeighborList:
+    """List, for every atom, the atoms of its replica that are nearer than ``cutoff + skin``.
+
+    Args:
+        positions: [replicas, atoms, 3] nm, float32 or float64; may lie outside the box.
+        cutoff: nm, above 0; None lists all pairs of each replica (no box).
+        box: None, the edge lengths [3] of an orthorhombic box, the box vectors as the rows of [3, 3], or one such
+            box per replica [replicas, 3, 3], in nm.  Right-handed, and at least 2 (cutoff + skin) wide
+            perpendicular to each face: no atom then sees two images of another.
+        skin: nm added to the cutoff, so that the list stays complete until an atom has moved by skin/2.
+        return_distances: also return the distances [n_edges].
+        return_vectors: also return the vectors [n_edges, 3] = x_col + shift @ box - x_row.
+
+    Returns:
+        A :class:`NeighborList`, full and symmetric, each row sorted; the same for any number of threads, SIMD level
+        and dtype that holds the same positions.  Distances and vectors are differentiable to any order with respect
+        to positions (not box), the list itself is not; two atoms in one place have distance and gradient zero.
+
+    Raises:
+        InputError: an argument of the wrong shape, dtype or range, a position that is not finite or 2^29 boxes
+            away, a cutoff beyond half of the box, a box that is flat or left-handed; the message names it.
+    """
+    check_tensor(positions, "positions", ("replicas", "atoms", 3))
+    skin = check_number(skin, "skin", minimum=0, unit="nm")
+    if cutoff is None:
+        require(skin == 0, "skin", "0 with cutoff=None (all pairs)", f"{skin:g} nm")
+        require(box is None, "box", "None with cutoff=None (all pairs)", "a box")
+    else:
+        cutoff = check_number(cutoff, "cutoff", above=0, unit="nm")
+        check_number(cutoff + skin, "skin", above=0, unit="nm (cutoff + skin)")
+    boxes = _boxes(box, positions, cutoff, skin)
+    reach = math.inf if cutoff is None else cutoff + skin
+    fixed = positions.detach()
+    if run_reference(positions.device.type, "neighbor_list"):
+        outputs = _other(fixed, boxes, reach, "auto")
+        measured = edge_vectors(positions, boxes, *outputs[:3]) if return_distances or return_vectors else None
+    else:
+        outputs = torch.ops.diffmd_fast.neighbor_list(fixed, boxes, reach, "auto")
+        measured = None
+        if return_distances or return_vectors:
+            measured = torch.ops.diffmd_fast.neighbor_vectors(positions, boxes, *outputs[:3])
+    return NeighborList(*outputs, measured[1] if return_distances else None, measured[0] if return_vectors else None)
+
+
+def _boxes(box, positions: Tensor, cutoff: float | None, skin: float) -> Tensor:
+    """``box`` as float64 [0, 3, 3] (none), [1, 3, 3] or [replicas, 3, 3], checked against cutoff and skin."""
+    n_replicas = positions.shape[0]
+    if box is None:
+        return positions.new_empty((0, 3, 3), dtype=torch.float64)
+    wanted = f"edge lengths [3], box vectors [3, 3] or one box per replica [{n_replicas}, 3, 3]"
+    try:
+        box = torch.as_tensor(box, device=None if isinstance(box, Tensor) else positions.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"box: expected {wanted}, got {type(box).__name__}") from None
+    require(box.device == positions.device, "box", f"the device of positions ({positions.device})", box.device)
+    require(not box.dtype.is_complex and box.dtype != torch.bool, "box", "real numbers", box.dtype)
+    require(not box.requires_grad, "box", "a tensor without gradient (neighbor_list is not differentiable with "
+            "respect to box)", "requires_grad=True")
+    require(tuple(box.shape) in ((3,), (3, 3), (n_replicas, 3, 3)), "box", wanted, f"shape {list(box.shape)}")
+    box = box.to(torch.float64)
+    boxes = torch.diag(box)[None] if box.dim() == 1 else box.reshape(-1, 3, 3).contiguous()
+    if boxes.device.type != "meta" and boxes.shape[0]:
+        check_boxes(boxes, cutoff, skin)
+    return boxes
+
+
+def check_boxes(boxes: Tensor, cutoff: float, skin: float) -> None:
+    """Refuse boxes [B, 3, 3] that are not finite, left-handed, flat, or too small for cutoff + skin."""
+    _, volume, widths = inverse_boxes(boxes)
+    edges = torch.linalg.vector_norm(boxes, dim=2).prod(1)
+    good = (volume > 1e-6 * edges) & (edges < math.inf)  # false for NaN, too
+    if not bool(good.all()):
+        which = boxes[~good][0].tolist()
+        raise InputError(f"box: expected three right-handed vectors that span a volume, got rows {which} nm")
+    width = widths.min().item()
+    reach = cutoff + skin
+    require(reach <= 0.5 * width * (1 + ROUNDING), "cutoff",
+            f"cutoff + skin of at most {0.5 * width:.6g} nm, half of the smallest perpendicular width of the box",
+            f"{cutoff:g} + {skin:g} = {reach:.6g} nm")
+
+
+def _check_call(positions: Tensor, box: Tensor, reach: float, method: str) -> None:
+    """What memory safety needs: callers of torch.ops.diffmd_fast.neighbor_list have not met the checks above.
+
+    They answer for boxes that are right-handed and wide enough.
+    """
+    check_tensor(positions, "positions", ("replicas", "atoms", 3))
+    n_replicas, n_atoms, _ = positions.shape
+    require(n_replicas * n_atoms < 2**31 - 1, "positions", "fewer than 2147483647 atoms in all (nodes are 32-bit)",
+            n_replicas * n_atoms)
+    _check_box_shape(positions, box)
+    require(reach > 0, "reach", "a number above 0 nm, infinity for all pairs", reach)
+    require(method in METHODS, "method", "one of " + ", ".join(METHODS), repr(method))
+    require(math.isfinite(reach) or box.shape[0] == 0, "box", "none with an infinite reach (all pairs)", "a box")
+
+
+def _check_box_shape(positions: Tensor, box: Tensor) -> None:
+    check_tensor(box, "box", ("boxes", 3, 3), dtypes=(torch.float64,), like=("positions", positions))
+    require(box.shape[0] in (0, 1, positions.shape[0]), "box", f"0, 1 or {positions.shape[0]} boxes", box.shape[0])
+
+
+def _refuse(positions: Tensor, node: int) -> None:
+    r, a = divmod(node, positions.shape[1])
+    where = positions[r, a].tolist()
+    wanted = "finite values" if not all(map(math.isfinite, where)) else "atoms within 2^29 box vectors of the origin"
+    raise InputError(f"positions: expected {wanted}, got {where} nm at replica {r}, atom {a}")
+
+
+def _check_finite(positions: Tensor) -> None:
+    finite = torch.isfinite(positions)
+    if not bool(finite.all()):
+        r, a, _ = torch.nonzero(~finite)[0].tolist()
+        _refuse(positions, r * positions.shape[1] + a)
+
+
+def _cpu(positions, box, reach, method):
+    _check_call(positions, box, reach, method)
+    n_replicas, n_atoms, _ = positions.shape
+    n_nodes, periodic = n_replicas * n_atoms, box.shape[0] > 0
+    positions, threads = positions.contiguous(), get_num_threads()
+    row_ptr = torch.empty(n_nodes + 1, dtype=torch.int64)
+    if math.isinf(reach):
+        _check_finite(positions)
+        n_edges = n_nodes * max(0, n_atoms - 1)
+        col, shift, reverse = _edges(n_edges, False)
+        if n_nodes == 0:
+            return row_ptr.zero_(), col, shift, reverse
+        _C.neighbor_list_all_pairs(n_replicas, n_atoms, row_ptr.data_ptr(), col.data_ptr(), reverse.data_ptr(), threads)
+        return row_ptr, col, shift, reverse
+    cells = method == "cell_list" or (method == "auto" and n_atoms >= CELLS_FROM)
+    max_cells = max(1, n_atoms) if cells else 1
+    inverse = inverse_boxes(box)[0] if periodic else box
+    box = box.contiguous()
+    # Working memory of the native code, field by field as in csrc/neighbor_list.hpp; it lives until fill is done.
+    coordinates = torch.empty(n_nodes, 3, dtype=torch.float64)
+    in_order = torch.zeros(3 * n_nodes + 8, dtype=torch.float64)
+    order, wraps = torch.empty(n_nodes, dtype=torch.int32), torch.empty(n_nodes * periodic, 3, dtype=torch.int32)
+    first = torch.empty(n_replicas, max_cells + 1, dtype=torch.int32)
+    n_cells, grid = torch.empty(n_replicas, 3, dtype=torch.int32), torch.empty(n_replicas, 6, dtype=torch.float64)
+    search = _C.neighbor_search(
+        n_replicas, n_atoms, box.data_ptr() if periodic else 0, inverse.data_ptr() if periodic else 0,
+        box.shape[0] > 1, reach, max_cells, coordinates.data_ptr(), in_order.data_ptr(), order.data_ptr(),
+        wraps.data_ptr(), first.data_ptr(), n_cells.data_ptr(), grid.data_ptr(), row_ptr.data_ptr(), threads)
+    bad = native("neighbor_list_count", positions.dtype)(search, positions.data_ptr())
+    if bad >= 0:
+        _refuse(positions, bad)
+    col, shift, reverse = _edges(int(row_ptr[-1]), periodic)
+    _C.neighbor_list_fill(search, col.data_ptr(), shift.data_ptr(), reverse.data_ptr())
+    return row_ptr, col, shift, reverse
+
+
+def _edges(n_edges: int, periodic: bool) -> tuple[Tensor, Tensor, Tensor]:
+    return (torch.empty(n_edges, dtype=torch.int32), torch.empty(n_edges * periodic, 3, dtype=torch.int32),
+            torch.empty(n_edges, dtype=torch.int64))
+
+
+def _other(positions, box, reach, method):
+    _check_call(positions, box, reach, method)
+    _check_finite(positions)
+    if box.shape[0]:
+        x = positions.double() @ inverse_boxes(box)[0]
+        far = torch.nonzero((x.abs() >= 2.0**29).any(2))
+        if len(far):
+            _refuse(positions, int(far[0, 0] * positions.shape[1] + far[0, 1]))
+    return neighbor_list_core(positions, box, reach)
+
+
+def _fake(positions, box, reach, method):
+    n_nodes = positions.shape[0] * positions.shape[1]
+    n_edges = torch.library.get_ctx().new_dynamic_size()
+    return (positions.new_empty(n_nodes + 1, dtype=torch.int64), positions.new_empty(n_edges, dtype=torch.int32),
+            positions.new_empty((n_edges if box.shape[0] else 0, 3), dtype=torch.int32),
+            positions.new_empty(n_edges, dtype=torch.int64))
+
+
+def _vectors_cpu(positions, box, row_ptr, col, shift):
+    check_tensor(positions, "positions", ("replicas", "atoms", 3))
+    n_replicas, n_atoms, _ = positions.shape
+    n_edges, periodic = col.numel(), box.shape[0] > 0
+    _check_box_shape(positions, box)
+    check_tensor(row_ptr, "row_ptr", (n_replicas * n_atoms + 1,), dtypes=(torch.int64,))
+    check_tensor(col, "col", ("edges",), dtypes=(torch.int32,))
+    check_tensor(shift, "shift", (n_edges if periodic else 0, 3), dtypes=(torch.int32,))
+    positions, box, row_ptr, col, shift = (t.contiguous() for t in (positions, box, row_ptr, col, shift))
+    vectors, distances = positions.new_zeros(n_edges, 3), positions.new_zeros(n_edges)
+    good = native("neighbor_vectors", positions.dtype)(
+        n_replicas, n_atoms, n_edges, positions.data_ptr(), box.data_ptr() if periodic else 0, box.shape[0] > 1,
+        row_ptr.data_ptr(), col.data_ptr(), shift.data_ptr(), vectors.data_ptr(), distances.data_ptr(),
+        get_num_threads())
+    require(good, "col", "a neighbor list of these positions (row_ptr ascending, col below the number of atoms)",
+            "an index outside")
+    return vectors, distances
+
+
+def _vectors_fake(positions, box, row_ptr, col, shift):
+    return positions.new_empty(col.shape[0], 3), positions.new_empty(col.shape[0])
+
+
+def _vectors_setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _vectors_backward(ctx, grad_vectors, grad_distances):
+    """Plain torch operations on the positions, so every higher derivative follows."""
+    positions, box, row_ptr, col, shift = ctx.saved_tensors
+    vectors, distances = edge_vectors(positions, box, row_ptr, col, shift)
+    apart = distances > 0
+    direction = torch.where(apart[:, None], vectors / torch.where(apart, distances, 1.0)[:, None], 0.0)
+    along = grad_vectors + grad_distances[:, None] * direction
+    row = NeighborList(row_ptr, col, shift, col).rows()
+    grad = torch.zeros_like(positions).reshape(-1, 3).index_add(0, col, along).index_add(0, row, -along)
+    return grad.reshape(positions.shape), None, None, None, None
+
+
+define("neighbor_list(Tensor positions, Tensor box, float reach, str method) -> (Tensor, Tensor, Tensor, Tensor)",
+       _cpu, _fake, _other)
+define("neighbor_vectors(Tensor positions, Tensor box, Tensor row_ptr, Tensor col, Tensor shift) -> (Tensor, Tensor)",
+       _vectors_cpu, _vectors_fake, edge_vectors)
+register_autograd("neighbor_vectors", _vectors_backward, _vectors_setup_context)
