@@ -1,0 +1,39 @@
+"""Does a run sample the right thing: dihedrals, autocorrelation, free energy, divergence, report."""
+
+from .autocorrelation import DihedralAutocorrelation, circular_autocorrelation, dihedral_autocorrelation
+from .comparison import Comparison, compare
+from .divergence import SamplingFloor, Units, jensen_shannon, resampling_units, sampling_floor
+from .free_energy import (
+    basin_populations,
+    free_energy,
+    periodic_histogram,
+    ramachandran_basin,
+    torsion_basin,
+)
+from .geometry import bond_lengths, dihedral_angles, distances
+from .replicas import Replicas, find_replicas
+from .report import report
+
+__all__ = [
+    "Comparison",
+    "DihedralAutocorrelation",
+    "Replicas",
+    "SamplingFloor",
+    "Units",
+    "basin_populations",
+    "bond_lengths",
+    "circular_autocorrelation",
+    "compare",
+    "dihedral_angles",
+    "dihedral_autocorrelation",
+    "distances",
+    "find_replicas",
+    "free_energy",
+    "jensen_shannon",
+    "periodic_histogram",
+    "ramachandran_basin",
+    "report",
+    "resampling_units",
+    "sampling_floor",
+    "torsion_basin",
+]

@@ -1,0 +1,243 @@
+"""Autocorrelation of a dihedral over replicas, its integrated time, and the effective sample size.
+
+The angle q enters as z = exp(iq), so that nothing happens at the cut from pi to -pi.  Two functions:
+
+    circular   Re <z(t) z*(0)> = <cos(q(t) - q(0))>, which tends to |<z>|^2, not to zero;
+    connected  (Re <z(t) z*(0)> - |m|^2) / (1 - |m|^2) with m = <z>, which starts at 1 and tends to 0.
+
+m is the mean over ALL replicas.  With the mean of each replica instead, replicas that never leave the basin
+they started in would look perfectly decorrelated; with the common mean the connected function stays at a
+plateau, and the run is seen for what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..errors import check_number, require
+
+# From this many replicas on, the spread between them is a better error estimate than any formula.
+MANY_REPLICAS = 8
+
+
+@dataclass(frozen=True)
+class DihedralAutocorrelation:
+    """What `dihedral_autocorrelation` finds for one dihedral.
+
+    lag: [lags], ps, or frames where the time between frames is not known.
+    circular, connected: [lags].  connected_error: standard error from the spread of replicas, [lags]
+    (nan with fewer than two replicas).
+    integrated_time, integrated_time_error: frames; `frame_interval` converts to ps.
+    window: lag in frames where the sum was cut.
+    effective_sample_size: independent frames that would give the mean of z with the same error.
+    resolved: whether the replicas are long enough to show the correlation time; where not, ``reason`` says
+    why, and integrated_time is a lower bound.
+    """
+
+    lag: np.ndarray
+    circular: np.ndarray
+    connected: np.ndarray
+    connected_error: np.ndarray
+    integrated_time: float
+    integrated_time_error: float
+    window: int
+    effective_sample_size: float
+    n_frames: int
+    n_replicas: int
+    frame_interval: float | None
+    resolved: bool
+    reason: str = field(default="")
+
+    @property
+    def integrated_time_ps(self) -> float | None:
+        """Integrated autocorrelation time in ps; None where the time between frames is not known."""
+        return None if self.frame_interval is None else self.integrated_time * self.frame_interval
+
+    @property
+    def integrated_time_error_ps(self) -> float | None:
+        """Standard error of `integrated_time_ps`."""
+        return None if self.frame_interval is None else self.integrated_time_error * self.frame_interval
+
+
+def _lagged_products(series: np.ndarray, max_lag: int) -> np.ndarray:
+    """Re sum_t z(t+l) z*(t) for l = 0..max_lag of one series [frames], by zero-padded FFT."""
+    n = len(series)
+    size = 1 << int(2 * n - 1).bit_length()
+    spectrum = np.fft.fft(series, size)
+    products = np.fft.ifft(spectrum * spectrum.conj()).real
+    result = np.zeros(max_lag + 1)
+    shown = min(n, max_lag + 1)
+    result[:shown] = products[:shown]
+    return result
+
+
+def circular_autocorrelation(angles: Sequence[np.ndarray], max_lag: int | None = None) -> np.ndarray:
+    """<cos(q(t + l) - q(t))> for l = 0..max_lag, averaged over all pairs of frames of all replicas.
+
+    angles: one array [frames] in radians per replica; lengths may differ.
+    max_lag: in frames; default the longest replica's last lag.
+    """
+    series, lengths, max_lag = _as_series(angles, max_lag)
+    return sum(_lagged_products(z, max_lag) for z in series) / _pairs(lengths, max_lag).sum(axis=0)
+
+
+def _as_series(angles: Sequence[np.ndarray], max_lag: int | None) -> tuple[list[np.ndarray], np.ndarray, int]:
+    require(len(angles) > 0, "angles", "at least one replica", "none")
+    for number, values in enumerate(angles):
+        require(
+            np.ndim(values) == 1 and len(values) > 0,
+            "angles",
+            "an array [frames] per replica",
+            f"shape {list(np.shape(values))} for replica {number}",
+        )
+        require(
+            bool(np.isfinite(values).all()),
+            "angles",
+            "finite angles",
+            f"a NaN or infinity in replica {number}",
+        )
+    lengths = np.array([len(values) for values in angles])
+    longest = int(lengths.max()) - 1
+    max_lag = longest if max_lag is None else max(0, min(int(max_lag), longest))
+    return [np.exp(1j * np.asarray(values, dtype=np.float64)) for values in angles], lengths, max_lag
+
+
+def _pairs(lengths: np.ndarray, max_lag: int) -> np.ndarray:
+    """Number of frame pairs at each lag, [replicas, lags]."""
+    return np.maximum(lengths[:, None] - np.arange(max_lag + 1), 0)
+
+
+def dihedral_autocorrelation(
+    angles: Sequence[np.ndarray], frame_interval: float | None = None, window_factor: float = 5.0
+) -> DihedralAutocorrelation:
+    """Autocorrelation functions, integrated time with its error, and effective sample size of one dihedral.
+
+    angles: one array [frames] in radians per replica, in time order; lengths may differ.
+    frame_interval: ps between frames; None gives lags in frames.
+    window_factor: c of the automatic window (Sokal, "Monte Carlo methods in statistical mechanics", in
+    Functional Integration (1997), section 3): sum to the smallest W with W >= c * tau(W), c = 5.
+
+    tau = 1/2 + sum_{l=1..W} C(l) in frames, so that an exponential exp(-t/T) sampled finely gives T.
+    Error: jackknife over replicas from 8 replicas on, else Madras-Sokal tau * sqrt((4W + 2) / n_frames).
+
+    Unresolved means one of
+    - no window closes within half of the longest replica: the function has not decayed there;
+    - the replicas' means of z scatter more (by over 5 standard errors) than C(l) inside the window allows:
+      something slower than the window separates the replicas.
+    The effective size then comes from the scatter of the replicas' means alone, n_replicas * var(z) /
+    var(mean of a replica): about one per replica when each stays in its basin; with fewer than 8 replicas it
+    is at most their number.
+    """
+    check_number(window_factor, "window_factor", above=0)
+    if frame_interval is not None:
+        frame_interval = check_number(frame_interval, "frame_interval", above=0, unit="ps")
+    series, lengths, max_lag = _as_series(angles, None)
+    n_frames, n_replicas = int(lengths.sum()), len(series)
+    mean = np.concatenate(series).mean()
+    pairs = _pairs(lengths, max_lag)
+    circular = sum(_lagged_products(z, max_lag) for z in series) / pairs.sum(axis=0)
+    products = np.stack([_lagged_products(z - mean, max_lag) for z in series])
+    covariance = products.sum(axis=0) / pairs.sum(axis=0)
+    variance = float(covariance[0])
+    lag = np.arange(max_lag + 1) * (frame_interval or 1.0)
+    if variance < 1e-24:  # a frozen angle: every frame says the same, none adds knowledge
+        return DihedralAutocorrelation(
+            lag,
+            circular,
+            np.ones(max_lag + 1),
+            np.zeros(max_lag + 1),
+            np.inf,
+            np.inf,
+            max_lag,
+            1.0,
+            n_frames,
+            n_replicas,
+            frame_interval,
+            False,
+            "the angle never changes",
+        )
+    connected = covariance / variance
+    running = 0.5 + np.concatenate([[0.0], np.cumsum(connected[1:])])
+    closes = np.flatnonzero(np.arange(max_lag + 1) >= window_factor * running)
+    window = int(closes[0]) if len(closes) else max_lag
+    # Anticorrelated frames could bring the sum to zero or below; the smallest meaningful value caps ESS at n.
+    tau = max(float(running[window]), 0.5)
+    error = _integrated_time_error(products, pairs, window, tau, n_frames)
+    reason = ""
+    if not len(closes) or window > max(max_lag // 2, 1):
+        reason = f"the autocorrelation has not decayed within half of the longest replica ({max_lag + 1} frames)"
+        window = min(window, max(max_lag // 2, 1))
+        tau = max(float(running[window]), 0.5)
+    excess, scatter = _scatter_of_means(series, lengths, mean, variance, connected, window)
+    if not reason and n_replicas >= MANY_REPLICAS and excess > 1 + 5 * np.sqrt(2 / (n_replicas - 1)):
+        reason = (
+            f"the replicas' averages scatter {excess:.1f} times more than this correlation time explains: "
+            "something slower separates the replicas"
+        )
+    size = n_frames / (2 * tau)
+    if reason:
+        size = min(size, n_replicas * variance / scatter if n_replicas >= MANY_REPLICAS else n_replicas)
+        tau = max(tau, n_frames / (2 * size))
+    return DihedralAutocorrelation(
+        lag,
+        circular,
+        connected,
+        _connected_error(products, pairs, covariance),
+        tau,
+        error,
+        window,
+        float(min(size, n_frames)),
+        n_frames,
+        n_replicas,
+        frame_interval,
+        not reason,
+        reason,
+    )
+
+
+def _connected_error(products: np.ndarray, pairs: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """Standard error of the connected function from the spread of replicas (ratio estimator), [lags]."""
+    n_replicas = len(products)
+    if n_replicas < 2:
+        return np.full(products.shape[1], np.nan)
+    residual = products - covariance * pairs
+    # The value at lag 0 divides every lag, so its fluctuation is taken along: the error at lag 0 is zero.
+    relative = residual / pairs.sum(axis=0) - (covariance / covariance[0]) * (residual[:, :1] / pairs[:, 0].sum())
+    return np.sqrt(n_replicas / (n_replicas - 1) * (relative**2).sum(axis=0)) / covariance[0]
+
+
+def _integrated_time_error(products: np.ndarray, pairs: np.ndarray, window: int, tau: float, n_frames: int) -> float:
+    n_replicas = len(products)
+    if n_replicas < MANY_REPLICAS:
+        return tau * float(np.sqrt((4 * window + 2) / n_frames))
+    head, counts = products[:, : window + 1], pairs[:, : window + 1]
+    rest = (head.sum(axis=0) - head) / np.maximum(counts.sum(axis=0) - counts, 1)
+    taus = 0.5 + (rest[:, 1:] / rest[:, :1]).sum(axis=1)
+    return float(np.sqrt((n_replicas - 1) / n_replicas * ((taus - taus.mean()) ** 2).sum()))
+
+
+def _scatter_of_means(
+    series: list[np.ndarray],
+    lengths: np.ndarray,
+    mean: complex,
+    variance: float,
+    connected: np.ndarray,
+    window: int,
+) -> tuple[float, float]:
+    """Variance of a replica's mean of z, as a multiple of what C(l) up to the window predicts, and itself.
+
+    Prediction for n frames: var(z)/n * (1 + 2 sum_{l<=W} (1 - l/n) C(l)).  Replicas of different length
+    are brought together by their weights n.
+    """
+    if len(series) < 2:
+        return 1.0, variance
+    means = np.array([z.mean() for z in series])
+    lags = np.arange(1, window + 1)
+    inner = np.array([1 + 2 * (np.clip(1 - lags / n, 0, None) * connected[1 : window + 1]).sum() for n in lengths])
+    predicted = variance * np.maximum(inner, 1.0) / lengths
+    deviation = np.abs(means - mean) ** 2 * len(series) / (len(series) - 1)
+    scatter = float((deviation * lengths).sum() / lengths.sum())
+    return scatter / float((predicted * lengths).sum() / lengths.sum()), max(scatter, 1e-300)
