@@ -1,0 +1,289 @@
+"""Langevin dynamics with a learned energy: many replicas, checked as they run, saved, stopped and resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import check_integer, check_number, require
+from .evaluation import Evaluator, as_positions, fingerprint, model_temperature
+from .integrators import find_integrator
+from .loop import Interrupt, Run
+from .reporters import Progress, Reporter
+from .restart import FileFrames, MemoryFrames, hash_positions
+from .spring import Spring, _row
+from .stability import Stability, check_stability
+from .support import Support
+from .trajectory import RunInterrupted, Trajectory
+
+
+class Sampler:
+    """Runs a model's energy as dynamics at a spring's time step.
+
+    Args:
+        model: any object with ``score(positions)`` in 1/nm: an :class:`~diffmd_fast.models.EnergyModel`, or a
+            ``torch.nn.Module`` that offers only a score (then energies are neither checked nor reported).
+        spring: time step and diffusion coefficient.
+        temperature: T in K of the run, by default the model's own T0 (300 K, said once, where the model has
+            no ``temperature``).  It scales the noise by T/T0 and leaves the drift (docs/theory.md section 1).
+        seed: 0 .. 2^64 - 1.  The noise depends on (seed, replica, step, atom) only.
+        noise_level: sigma in nm at which the score is taken; default the model's smallest.  The run samples
+            the density smoothed by it: every variance is larger by sigma^2.
+        integrator: the rule that moves positions; ``"euler-maruyama"``.
+        first_replica: number of the first replica in the noise; a run of replicas 64..127 continues one of
+            0..63.
+        batch_size: replicas evaluated together, default all.  Affects memory and speed, not the result (bit
+            for bit where the model's values do not depend on the batch, as with the native SchNet).
+        force: run a time step beyond the stability limit, and say so.
+
+    Raises:
+        InputError: an argument out of range, a model without a score, an unknown integrator.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        spring: Spring,
+        temperature: float | None = None,
+        seed: int = 0,
+        *,
+        noise_level: float | None = None,
+        integrator: str = "euler-maruyama",
+        first_replica: int = 0,
+        batch_size: int | None = None,
+        force: bool = False,
+    ):
+        self._evaluate = Evaluator(model, noise_level)
+        require(
+            isinstance(spring, Spring),
+            "spring",
+            "a Spring, e.g. Spring.from_time_step(time_step, diffusion)",
+            type(spring).__name__,
+        )
+        self.model, self.spring, self.force = model, spring, force
+        self.model_temperature = model_temperature(model)
+        self.temperature = (
+            self.model_temperature
+            if temperature is None
+            else check_number(temperature, "temperature", above=0, unit="K")
+        )
+        self.seed = check_integer(seed, "seed", minimum=0, maximum=2**64 - 1)
+        self.noise_level = self._evaluate.noise_level
+        self._integrator = find_integrator(integrator)
+        self.first_replica = check_integer(first_replica, "first_replica", minimum=0, maximum=2**32 - 1)
+        self.batch_size = None if batch_size is None else check_integer(batch_size, "batch_size", minimum=1)
+
+    def __str__(self) -> str:
+        kappa = max(_row(self.spring.force_constant(self.model_temperature)))
+        noise = "" if self.noise_level is None else f", noise level {self.noise_level:g} nm"
+        return (
+            f"{self._integrator.name}: {self.spring}; spring constant kT0 k = {kappa:.4g} kJ/mol/nm^2 "
+            f"at T0 = {self.model_temperature:g} K; T = {self.temperature:g} K{noise}"
+        )
+
+    def run(
+        self,
+        initial_positions: Any,
+        n_steps: int,
+        save_every: int,
+        reporters: Iterable[Reporter] = (),
+        *,
+        out: Any = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        per_replica: bool = False,
+        molecule: Any = None,
+        progress: bool = False,
+        check_every: int | None = None,
+    ) -> Trajectory:
+        """Run all replicas for ``n_steps`` and save the start and every ``save_every``-th step.
+
+        Positions are checked for finiteness every step, and against the training set's support
+        (``model.support``) every ``check_every`` steps and before a frame is saved.  A replica that fails is
+        stopped and reported; the others go on, unchanged to the bit.  When all are lost the run ends.
+
+        Ctrl-C finishes the step, writes what there is and raises :class:`RunInterrupted`.
+
+        Args:
+            initial_positions: [replicas, atoms, 3] nm, array or tensor; its dtype is the run's (float32 or
+                float64). May be None with ``resume``.
+            n_steps: steps from the start of the run, a resumed part included: resuming a finished run with
+                more steps extends it.
+            save_every: steps between frames; where it does not divide ``n_steps`` the last steps are in
+                ``final_positions`` only.
+            reporters: called at every saved frame, see :class:`Reporter`.
+            out: trajectory file (.xtc, .dcd, .h5, .npz).  Frames go to ``OUT.restart`` as they come, in
+                constant memory, and to ``OUT`` at the end.
+            resume: continue the run of ``OUT.restart``: the same trajectory bit for bit as without the stop.
+            overwrite: replace an existing ``out``.
+            per_replica: one file a replica, ``traj_r0000.xtc`` and so on.
+            molecule: names and bonds for ``out``; default ``model.molecule``, or unnamed beads.
+            progress: show a bar with steps/s and ps/day (over all replicas), and D dt L.
+            check_every: steps between checks of the support; default ``save_every``, at most 100.
+
+        Raises:
+            InputError: bad arguments, starting frames that are not finite or outside the support, an unstable
+                time step without ``force``, an existing or unwritable ``out``, or a restart file of another
+                run. Nothing has been written or replaced then.
+            RunInterrupted: after Ctrl-C (a KeyboardInterrupt).
+        """
+        n_steps = check_integer(n_steps, "n_steps", minimum=1, maximum=2**56 - 1)
+        save_every = check_integer(save_every, "save_every", minimum=1)
+        check_every = (
+            min(save_every, 100)
+            if check_every is None
+            else check_integer(check_every, "check_every", minimum=1)
+        )
+        reporters = tuple(reporters)
+        for reporter in reporters:
+            require(callable(reporter), "reporters", "callables (step, positions, energy, alive)", reporter)
+        require(out is not None or not resume, "resume", "out, the file of the run to continue", "none")
+        require(resume or initial_positions is not None, "initial_positions", "positions, or resume", "None")
+        start = (
+            None
+            if initial_positions is None
+            else as_positions(initial_positions, "initial_positions", self.model)
+        )
+        if start is not None and not resume:
+            self._check_start(start)
+            stability = self._check_spring(start)
+        if out is None:
+            frames = MemoryFrames(n_steps // save_every + 1, start)
+        else:
+            frames = FileFrames(
+                out,
+                self._header(start, save_every, check_every),
+                self._molecule(molecule, start),
+                resume,
+                overwrite,
+                per_replica,
+                progress,
+            )
+        with closing(frames):
+            first_step, lost = 0, []
+            if resume:
+                first_step, stored, lost = frames.last()
+                require(
+                    first_step <= n_steps,
+                    "n_steps",
+                    f"at least {first_step}, which the run has already",
+                    n_steps,
+                )
+                start = as_positions(stored, "resume", self.model)
+                stability = self._check_spring(start)
+            with (
+                Progress(progress, n_steps, first_step, self.spring.time_step) as bar,
+                Interrupt() as interrupt,
+            ):
+                bar.note(str(stability))
+                run = Run(self, start, first_step, lost, frames, reporters, bar)
+                run.advance(n_steps, save_every, check_every, interrupt, first_is_saved=resume)
+            saved = frames.finish(run.lost, complete=not interrupt.asked)
+            final = run.positions.cpu().numpy().copy()
+            final[~run.alive] = np.nan
+            trajectory = Trajectory(
+                saved,
+                final,
+                save_every * np.arange(frames.n_frames),
+                run.lost,
+                run.step,
+                self.spring,
+                self.temperature,
+                self.noise_level,
+                self.seed,
+                stability,
+                frames.path,
+            )
+        if interrupt.asked:
+            raise RunInterrupted(trajectory)
+        return trajectory
+
+    @torch.no_grad()
+    def _check_start(self, start: Tensor) -> None:
+        check_integer(self.first_replica, "first_replica", maximum=2**32 - 1 - len(start))
+        support = self._support(start)
+        energies = torch.cat(
+            [e for e, _ in map(self._evaluate, self._batches(start)) if e is not None]
+            or [start.new_zeros(len(start))]
+        )
+        bad = torch.nonzero(~support.inside(start, energies)).flatten().tolist()
+        if bad:
+            require(
+                False,
+                "initial_positions",
+                "frames inside the support of the training set",
+                f"replica {bad[0]}: {support.reason(start[bad[0]], energies[bad[0]])}",
+            )
+
+    def _check_spring(self, start: Tensor) -> Stability:
+        n = len(_row(self.spring.diffusion_time))
+        require(
+            n in (1, start.shape[1]), "diffusion", f"a number or {start.shape[1]} values, one per atom", n
+        )
+        return check_stability(self.model, self.spring, start, self._evaluate.argument, self.force)
+
+    def _support(self, positions: Tensor) -> Support:
+        return Support(
+            getattr(self.model, "support", None),
+            positions.shape[1],
+            self.noise_level,
+            self._evaluate.at_own_noise,
+            positions.device,
+        )
+
+    def _batches(self, positions: Tensor) -> tuple[Tensor, ...]:
+        return positions.split(self.batch_size or len(positions))
+
+    def _molecule(self, molecule: Any, start: Tensor | None) -> Any:
+        from ..io import Molecule
+
+        if molecule is None:
+            molecule = getattr(self.model, "molecule", None)
+        if molecule is None:
+            n_atoms = start.shape[1] if start is not None else getattr(self.model, "n_atoms", None)
+            require(
+                n_atoms is not None,
+                "molecule",
+                "a Molecule, as neither model nor positions say the atoms",
+                "None",
+            )
+            return Molecule.from_npz_arrays({}, n_atoms)
+        require(isinstance(molecule, Molecule), "molecule", "a Molecule", type(molecule).__name__)
+        n_atoms = start.shape[1] if start is not None else molecule.n_atoms
+        require(
+            molecule.n_atoms == n_atoms, "molecule", f"{n_atoms} atoms, as the positions", molecule.n_atoms
+        )
+        return molecule
+
+    def _header(self, start: Tensor | None, save_every: int, check_every: int) -> dict[str, Any]:
+        """What a run is: two runs with the same header have the same trajectory."""
+        diffusion = self.spring.diffusion
+        known: dict[str, Any] = (
+            {}
+            if start is None
+            else {
+                "n_replicas": len(start),
+                "n_atoms": start.shape[1],
+                "dtype": str(start.dtype).removeprefix("torch."),
+                "initial_positions": hash_positions(start),
+            }
+        )
+        return {
+            "time_step": self.spring.time_step,
+            "diffusion": list(diffusion) if isinstance(diffusion, tuple) else diffusion,
+            "temperature": self.temperature,
+            "model_temperature": self.model_temperature,
+            "noise_level": self.noise_level,
+            "seed": self.seed,
+            "first_replica": self.first_replica,
+            "integrator": self._integrator.name,
+            "save_every": save_every,
+            "check_every": check_every,
+            "model": fingerprint(self.model),
+            **known,
+        }

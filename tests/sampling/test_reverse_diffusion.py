@@ -1,0 +1,105 @@
+"""Reverse diffusion of a density whose score is known, its independence of batches, redrawn frames."""
+
+import pytest
+import torch
+
+from diffmd_fast import InputError
+from diffmd_fast.sampling import Sampler, Spring, reverse_diffusion
+
+from .common import Gaussian, ScoreOnly, Well, small_schnet
+
+
+def chain_variance(model: Gaussian, n_steps: int) -> float:
+    """Variance at the end of the discrete chain, exactly: x' = (1 - gap/(v + s^2)) x + noise."""
+    high, low = model.noise_levels[1], model.noise_levels[0]
+    levels = [high * (low / high) ** (i / n_steps) for i in range(n_steps + 1)]
+    variance = high**2
+    for s, t in zip(levels, levels[1:]):
+        gap = s**2 - t**2
+        variance = (1 - gap / (model.variance + s**2)) ** 2 * variance + gap * t**2 / s**2
+    return variance
+
+
+def test_gaussian_has_the_right_variance():
+    """5 standard errors of a sample variance: a false alarm in 2 million (seed fixed)."""
+    model = Gaussian()
+    x = reverse_diffusion(model, 800, seed=5)
+    error = (2 / x.numel()) ** 0.5
+    exact = chain_variance(model, 400)
+    assert exact == pytest.approx(model.variance + model.noise_level**2, rel=0.02)  # the steps are fine enough
+    assert abs(x.var().item() / exact - 1) < 5 * error
+    assert abs(x.mean().item()) < 5 * (exact / x.numel()) ** 0.5
+
+
+def test_frames_depend_on_seed_and_replica_only():
+    model = small_schnet()
+    whole = reverse_diffusion(model, 6, seed=2, n_steps=20)
+    assert torch.equal(whole, reverse_diffusion(model, 6, seed=2, n_steps=20, batch_size=4))
+    assert torch.equal(whole[2:], reverse_diffusion(model, 4, seed=2, n_steps=20, first_replica=2))
+    assert not torch.equal(whole, reverse_diffusion(model, 6, seed=3, n_steps=20))
+
+
+def test_noise_is_not_the_samplers():
+    """The same seed must not give a run the noise that made its starting frames."""
+    model = Gaussian(noise_levels=(1e-6, 1.0))
+    frames = reverse_diffusion(model, 50, seed=4, n_steps=1)
+    moved = Sampler(model, Spring.from_time_step(1e-12, 1.0), seed=4).run(torch.zeros(50, 5, 3), 1, 1).final_positions
+    a, b = frames.flatten(), torch.from_numpy(moved).flatten()
+    assert abs(torch.corrcoef(torch.stack([a, b]))[0, 1]) < 5 / len(a) ** 0.5
+
+
+def test_frames_outside_the_support_are_drawn_again():
+    model = Gaussian(n_atoms=2)
+    free = reverse_diffusion(model, 40, seed=1, n_steps=30)
+    r = (free[:, 0] - free[:, 1]).norm(dim=-1)
+    middle = r.median().item()
+    # kept is what lies within the range, its own width and 6 noise levels on both sides
+    model.noise_levels = (0.005, 0.5)
+    model.support = {"pairs": [[0, 1]], "lowest": [0.7 * middle], "highest": [0.9 * middle], "energy": [0, 1e9]}
+    margin = 0.2 * middle + 6 * 0.005
+    low, high = 0.7 * middle - margin, 0.9 * middle + margin
+    kept = (r >= low) & (r <= high)
+    assert 0 < kept.sum() < 40
+    with pytest.warns(UserWarning, match=r"drawn again \(the last: distance 0-1 is .* training range"):
+        x = reverse_diffusion(model, 40, seed=1, n_steps=30, max_attempts=50)
+    again = (x[:, 0] - x[:, 1]).norm(dim=-1)
+    assert bool(((again >= low) & (again <= high)).all())
+    assert torch.equal(x[kept], free[kept])  # a good frame is the same whatever the others did
+
+
+def test_a_model_that_never_reaches_its_support_is_refused():
+    model = Gaussian(n_atoms=2)
+    model.support = {"pairs": [[0, 1]], "lowest": [5.0], "highest": [5.1], "energy": [0, 1e9]}
+    with pytest.raises(InputError, match="^model: expected frames inside .* 3 of 3 outside after 2 attempts"):
+        reverse_diffusion(model, 3, n_steps=10, max_attempts=2)
+
+
+def test_frames_that_become_nan_are_drawn_again_and_harm_no_other():
+    class Fragile(Gaussian):
+        def energy_and_score(self, positions, noise_level=None):
+            energy, score = super().energy_and_score(positions, noise_level)
+            return energy, torch.where((positions[:, 0, 0] > 0.5)[:, None, None], float("nan"), score)
+
+    whole = reverse_diffusion(Gaussian(), 60, seed=9, n_steps=30)
+    with pytest.warns(UserWarning, match="drawn again .*not finite"):
+        x = reverse_diffusion(Fragile(), 60, seed=9, n_steps=30)
+    same = (x == whole).flatten(1).all(1)
+    assert bool(torch.isfinite(x).all()) and 35 < same.sum() < 60
+
+
+@pytest.mark.parametrize(
+    "model, arguments, name",
+    [
+        (Well(), {}, "model"),
+        (ScoreOnly(), {}, "model"),
+        (Gaussian(), {"n_replicas": 0}, "n_replicas"),
+        (Gaussian(), {"n_steps": 0}, "n_steps"),
+        (Gaussian(), {"seed": -1}, "seed"),
+        (Gaussian(), {"batch_size": 0}, "batch_size"),
+        (Gaussian(), {"dtype": torch.float16}, "dtype"),
+        (Gaussian(noise_levels=(0.5, 0.5)), {}, "model.noise_levels"),
+    ],
+)
+def test_bad_input(model, arguments, name):
+    with pytest.raises(InputError, match=rf"^{name}: expected [^\n]*$"):
+        reverse_diffusion(model, **{"n_replicas": 2, **arguments})
