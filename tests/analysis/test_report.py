@@ -1,6 +1,7 @@
 """The report end to end: the alkane data, and a peptide backbone built from known angles."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from diffmd_fast.analysis import compare, report
+from diffmd_fast.analysis.verdict import judge
 from diffmd_fast.errors import InputError
 from diffmd_fast.io import Molecule, Snapshots, read_snapshots
 
@@ -77,11 +79,16 @@ def test_backbone_has_the_angles_asked_for():
     np.testing.assert_allclose(found, angles, atol=1e-5)
 
 
-def test_report_of_an_equal_density(run, reference, tmp_path):
-    out = tmp_path / "new" / "report"
-    result = report(run, reference, out, model=Stretch(), n_pairs=60, inputs={"trajectory": "<b>.xtc"})
-    written = {path.name for path in out.iterdir()}
-    assert written == FIGURES | {"energy.png", "report.json", "report.html"}
+@pytest.fixture(scope="module")
+def written(run, reference, tmp_path_factory):
+    """Folder and result of a report with everything in it."""
+    out = tmp_path_factory.mktemp("report") / "new" / "report"
+    return out, report(run, reference, out, model=Stretch(), n_pairs=60, inputs={"trajectory": "<b>.xtc"})
+
+
+def test_report_of_an_equal_density(written):
+    out, result = written
+    assert {path.name for path in out.iterdir()} == FIGURES | {"energy.png", "report.json", "report.html"}
     assert json.loads((out / "report.json").read_text()) == result
     assert not list(out.parent.glob(".*"))  # nothing temporary is left
 
@@ -109,15 +116,17 @@ def test_report_of_an_equal_density(run, reference, tmp_path):
     assert "sampling floor" in page
 
 
-def test_report_of_a_wrong_run_says_so(run, reference, tmp_path):
+def test_a_wrong_run_is_called_wrong(run, reference):
     rng = np.random.default_rng(33)
     angles = two_angles(rng, 40, 100, 4.0, 0.1).reshape(-1, 2) + np.radians([25.0, 0.0])
     wrong = replace(run, positions=backbone(angles, rng, bond=0.154))
-    result = report(wrong, reference, tmp_path / "out", n_pairs=40, replicas_lost=7)
-    assert result["verdict"]["level"] == "bad"
-    assert result["js_excess"] > 0.1 and result["js_p_value"] < 0.05
-    assert result["bond_length_max_relative_deviation"] == pytest.approx(0.004 / 0.15, abs=0.002)
-    text = " ".join(statement["text"] for statement in result["verdict"]["statements"])
+    comparison = compare(wrong, reference, n_pairs=40)
+    level, statements = judge(comparison, replicas_lost=7, n_replicas=40, temperatures=(350.0, 300.0))
+    assert level == "bad"
+    assert comparison.js_divergence > comparison.floor.mean + 0.1 and comparison.floor.exceeded_by < 0.05
+    np.testing.assert_allclose(comparison.bonds.relative_deviation, 0.004 / 0.15, atol=0.002)
+    text = " ".join(statement.text for statement in statements)
+    assert "350 K" in text
     assert "clearly different" in text and "7 of 40 replicas were lost" in text and "bond" in text
 
 
@@ -133,9 +142,9 @@ def test_trapped_replicas_are_reported_as_unresolved(reference, run, tmp_path):
     assert "above" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_an_old_report_is_replaced_whole_or_not_at_all(run, reference, tmp_path, monkeypatch):
+def test_an_old_report_is_replaced_whole_or_not_at_all(run, reference, written, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    first = report(run, reference, out, model=Stretch(), n_pairs=20)
+    shutil.copytree(written[0], out)
     (out / "mine.txt").write_text("kept")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
 
@@ -157,10 +166,10 @@ def test_an_old_report_is_replaced_whole_or_not_at_all(run, reference, tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     monkeypatch.undo()
 
-    second = report(run, reference, out, n_pairs=20)
+    second = report(run, reference, out, n_pairs=60)
     assert not (out / "energy.png").exists()  # of the first report; this one has no model
     assert (out / "mine.txt").read_text() == "kept"
-    assert second["js_divergence"] == first["js_divergence"] and second["js_floor"] == first["js_floor"]
+    assert all(second[key] == written[1][key] for key in ("js_divergence", "js_floor", "bonds"))
 
 
 def test_without_times_lags_are_frames(run, reference, tmp_path):
