@@ -103,6 +103,8 @@ class SchNet(Energy):
         keep[-3:] = 0
         self.register_buffer("radial_basis", basis.to(torch.get_default_dtype()), persistent=False)
         self.register_buffer("keep", keep.to(torch.get_default_dtype()), persistent=False)
+        # self.parameters() walks all modules, which takes longer than the native call of a small molecule
+        self._parameter_tables = [module._parameters for module in self.modules() if module._parameters]
 
     def _n_radial(self) -> int:
         return max(8, round(64 * self.cutoff)) if self.cutoff < 4 else 256
@@ -265,7 +267,9 @@ class SchNet(Energy):
 
     def _native_call(self, positions: Tensor, noise_level: float | None,
                      with_score: bool) -> tuple[Tensor, Tensor | None]:
-        level = self.noise_level if noise_level is None else check_number(noise_level, "noise_level", above=0, unit="nm")
+        level = self.noise_level
+        if noise_level is not None:
+            level = check_number(noise_level, "noise_level", above=0, unit="nm")
         folded = self.folded(level, positions.dtype)
         x = positions.detach().contiguous()
         energy, score = x.new_empty(x.shape[0]), torch.empty_like(x) if with_score else None
@@ -274,7 +278,8 @@ class SchNet(Energy):
 
     def folded(self, noise_level: float, dtype: torch.dtype) -> FoldedSchNet:
         """The parameters at one noise level as the native call wants them; kept until a parameter changes."""
-        key = (noise_level, dtype, tuple((p.data_ptr(), p._version) for p in self.parameters()))
+        key = (noise_level, dtype, [(p.data_ptr(), p._version) for table in self._parameter_tables
+                                    for p in table.values() if p is not None])
         if self._folded is None or self._folded[0] != key:
             self._folded = (key, FoldedSchNet(self, noise_level, dtype))
         return self._folded[1]
@@ -291,7 +296,6 @@ class FoldedSchNet:
             noise = torch.tensor([noise_level], dtype=model.embedding.dtype)
             heads = [head[0] for head in model._noise_heads(noise)]
             spring, centre = model._spring_stiffness(noise.double())
-            width, self.n_blocks = model.n_features, model.n_blocks
             weights = {"embedding": model.embedding[model.type_index] + heads[0],
                        "torsion_weights": model.torsion_weights[model.torsion_index]}
             stacked: dict[str, list[Tensor]] = {name: [] for name in ("project", "coefficients", "first", "first_bias",

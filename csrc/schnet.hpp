@@ -1,0 +1,46 @@
+// Energy and score of a SchNet at one noise level: forward and backward of the whole molecule in one call.
+// The twin of SchNet.forward in python/diffmd_fast/models/schnet.py, whose FoldedSchNet prepares the weights.
+//
+//   h_i = embedding_i + sum over torsions, roles of i: sin * w_sin + cos * w_cos
+//   per block: p = h project, m_i = sum_{j != i} p_j * W(r_ij), h += second(silu(first(m)))
+//   E = sum_i readout_out . silu(readout(h_i)) + 1/2 sum_springs k (r - r0)^2 + 1/2 k_c sum_i |x_i - mean x|^2
+//
+// The result of a replica depends on that replica alone, to the last bit: not on the batch, its place there, or the
+// number of threads. A replica with a position that is not finite gives NaN.
+#pragma once
+#include "levels.hpp"
+
+namespace diffmd {
+
+constexpr int kFeatureMultiple = 16;  // n_features is padded with zeros to a multiple of this
+
+template <typename T> struct SchNet {
+  std::int64_t n_replicas, n_atoms;  // n_atoms at least 1
+  std::int64_t n_features;           // F, a multiple of kFeatureMultiple
+  std::int64_t n_blocks;             // B
+  std::int64_t n_coefficients;       // K = intervals + 3 of a spline, at least 4
+  std::int64_t n_torsions, n_springs;
+  double cutoff;                     // nm, above 0
+  double centre_stiffness;           // 1/nm^2; 0 for none
+  const std::int64_t* quadruples;    // [n_torsions, 4] atoms in range
+  const std::int64_t* spring_pairs;  // [n_springs, 2] atoms in range
+  // Matrices are [in, out], their transposes [out, in].
+  const T* embedding;                // [n_atoms, F]
+  const T* torsion_weights;          // [n_torsions, 4 roles, (sin, cos), F]
+  const T *project, *project_transposed;  // [B, F, F]
+  const T* coefficients;             // [B, K, F]
+  const T *first, *first_transposed, *first_bias;     // [B, F, F] twice, [B, F]
+  const T *second, *second_transposed, *second_bias;  // [B, F, F] twice, [B, F]
+  const T *readout, *readout_transposed;              // [F, F]
+  const T *readout_bias, *readout_out;                // [F]
+  const T *spring_stiffness, *spring_mean;            // [n_springs] 1/nm^2, nm
+  const T* positions;                // [n_replicas, n_atoms, 3] nm
+  T* energy;                         // [n_replicas] out, kT0
+  T* score;                          // [n_replicas, n_atoms, 3] out, 1/nm; null: only the energy
+  int n_threads;
+};
+
+}  // namespace diffmd
+
+// *enough_memory turns false, and nothing is written, when scratch memory cannot be had.
+DIFFMD_DECLARE(template <typename T> void schnet(const SchNet<T>& call, bool* enough_memory))
