@@ -71,8 +71,19 @@ def test_float32_within_twice_the_reference_error(rng, level):
         assert_float64_rule(a, b, c, name)
 
 
-def test_noise_does_not_depend_on_batch_or_threads(rng):
-    positions, score = make(rng, 1000, 22)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_result_does_not_depend_on_the_simd_level(rng, dtype):
+    positions, score = make(rng, 50, 7, dtype)
+    results = []
+    for level in SIMD_LEVELS:
+        with simd_level(level):
+            results.append(ops.em_step(positions, score, **COMMON))
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_does_not_depend_on_batch_or_threads(rng, dtype):
+    positions, score = make(rng, 1000, 22, dtype)
     whole = ops.em_step(positions, score, **COMMON)
     parts = []
     for first, last in ((0, 1), (1, 334), (334, 1000)):
