@@ -62,9 +62,7 @@ class Evaluator:
                 f"{positions.device}, got shape {list(score.shape)}, {score.dtype} on {score.device}"
             )
         if energy is not None and energy.shape != positions.shape[:1]:
-            raise InputError(
-                f"model: expected an energy of shape [{positions.shape[0]}], got {list(energy.shape)}"
-            )
+            raise InputError(f"model: expected an energy of shape [{positions.shape[0]}], got {list(energy.shape)}")
         return energy, score.contiguous()
 
 
@@ -80,8 +78,7 @@ def as_positions(value: Any, argument: str, model: Any) -> Tensor:
         positions = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
         raise InputError(
-            f"{argument}: expected an array or tensor of shape [replicas, atoms, 3], got "
-            f"{type(value).__name__}"
+            f"{argument}: expected an array or tensor of shape [replicas, atoms, 3], got {type(value).__name__}"
         ) from None
     if positions.dtype not in (torch.float32, torch.float64):
         require(
@@ -93,16 +90,10 @@ def as_positions(value: Any, argument: str, model: Any) -> Tensor:
         positions = positions.to(torch.float32)
     n_atoms = getattr(model, "n_atoms", None)
     check_tensor(positions, argument, ("replicas", n_atoms if isinstance(n_atoms, int) else "atoms", 3))
-    require(
-        positions.numel() > 0, argument, "at least one replica and one atom", f"shape {list(positions.shape)}"
-    )
+    require(positions.numel() > 0, argument, "at least one replica and one atom", f"shape {list(positions.shape)}")
     bad = torch.nonzero(~torch.isfinite(positions).flatten(1).all(1)).flatten().tolist()
     require(not bad, argument, "finite positions", f"NaN or infinity in replica {bad[0] if bad else ''}")
-    return (
-        positions.detach()
-        .to(device_of(model) or positions.device)
-        .clone(memory_format=torch.contiguous_format)
-    )
+    return positions.detach().to(device_of(model) or positions.device).clone(memory_format=torch.contiguous_format)
 
 
 def device_of(model: Any) -> torch.device | None:

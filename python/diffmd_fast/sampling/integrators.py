@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backend import run_reference
+from ..backend import current_backend
 from ..errors import require
-from ..ops import get_num_threads
+from ..ops import em_step, get_num_threads
 from ..ops._library import native
 from ..reference.em_step import em_step_core
 
@@ -52,20 +52,14 @@ def move(
     step: int,
     domain: int = STEPS,
 ) -> None:
-    """em_step in place, unchecked: its arguments were checked before the loop that calls this.
+    """em_step in place.  On the CPU nothing is checked: that was done before the loop that calls this.
 
     Args as of the operator ``torch.ops.diffmd_fast.em_step``; positions and score contiguous and of one
-    dtype.
+    dtype.  ``domain`` separates streams of one seed.
     """
-    if run_reference(positions.device.type, "em_step") or (
-        domain != STEPS and positions.device.type != "cpu"
-    ):
-        positions.copy_(
-            em_step_core(positions, score, diffusion_time, variance, seed, first_replica, step, domain)[0]
-        )
-    elif positions.device.type == "cpu":
-        # The native function itself: the operator's dispatch costs more than the arithmetic of 64 small
-        # molecules.
+    backend, on_cpu = current_backend(), positions.device.type == "cpu"
+    if on_cpu and backend in ("auto", "native"):
+        # The native function itself: the operator's dispatch costs more than a step of 64 small molecules.
         address = positions.data_ptr()
         native("em_step", positions.dtype)(
             positions.shape[0],
@@ -85,10 +79,9 @@ def move(
             0,
             get_num_threads(),
         )
+    elif backend == "reference" or domain != STEPS:
+        arguments = (positions, score, diffusion_time, variance, seed, first_replica, step, domain)
+        positions.copy_(em_step_core(*arguments)[0])
     else:
-        signed = seed - 2**64 if seed >= 2**63 else seed
-        positions.copy_(
-            torch.ops.diffmd_fast.em_step(
-                positions, score, diffusion_time, variance, signed, first_replica, step, False, False
-            )[0]
-        )
+        stream = {"seed": seed, "first_replica": first_replica, "step": step}
+        positions.copy_(em_step(positions, score, diffusion=diffusion_time, time_step=1.0, variance=variance, **stream))

@@ -37,9 +37,7 @@ class Run:
         self._evaluate, self._frames, self._reporters, self._bar = sampler._evaluate, frames, reporters, bar
         device = positions.device
         diffusion_time = torch.tensor(_row(sampler.spring.diffusion_time), dtype=torch.float64, device=device)
-        variance = torch.tensor(
-            [sampler.temperature / sampler.model_temperature], dtype=torch.float64, device=device
-        )
+        variance = torch.tensor([sampler.temperature / sampler.model_temperature], dtype=torch.float64, device=device)
         self._integrator = sampler._integrator(diffusion_time, variance, sampler.seed)
         self._support = sampler._support(positions)
         self._batches = sampler._batches(positions)  # views: moving them moves the positions
@@ -141,9 +139,7 @@ class Run:
         self._frozen_rows = torch.from_numpy(rows).to(self.positions.device)
         self._frozen = self._good[self._frozen_rows] if len(rows) else None
         ends = [first + len(batch) for first, batch in zip(self._first, self._batches)]
-        self._running = [
-            b for b, (first, end) in enumerate(zip(self._first, ends)) if self.alive[first:end].any()
-        ]
+        self._running = [b for b, (first, end) in enumerate(zip(self._first, ends)) if self.alive[first:end].any()]
 
 
 class Interrupt:

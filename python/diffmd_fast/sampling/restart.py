@@ -127,9 +127,7 @@ class FileFrames:
                     f"{key}: expected {stored.get(key)!r} as in the run to resume "
                     f"({self.store.path}), got {header[key]!r}"
                 )
-        require(
-            self.store.n_frames > 0, "resume", "a restart file with at least one frame", str(self.store.path)
-        )
+        require(self.store.n_frames > 0, "resume", "a restart file with at least one frame", str(self.store.path))
 
     def last(self) -> tuple[int, np.ndarray, list[Lost]]:
         """(step, positions, lost) of the last whole frame; a killed run leaves no reasons."""

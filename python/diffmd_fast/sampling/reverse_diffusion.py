@@ -65,9 +65,7 @@ def reverse_diffusion(
     max_attempts = check_integer(max_attempts, "max_attempts", minimum=1, maximum=2**20)
     require(dtype in (torch.float32, torch.float64), "dtype", "torch.float32 or torch.float64", dtype)
     device = device_of(model) or torch.device("cpu")
-    support = Support(
-        getattr(model, "support", None), n_atoms, levels[-1], evaluators[-1].at_own_noise, device
-    )
+    support = Support(getattr(model, "support", None), n_atoms, levels[-1], evaluators[-1].at_own_noise, device)
     frames = torch.empty(n_replicas, n_atoms, 3, dtype=dtype, device=device)
     wanted, redrawn, reason = list(range(n_replicas)), 0, ""
     with _bar(progress, n_steps * -(-n_replicas // size)) as bar:
@@ -144,10 +142,7 @@ def _draw(
     cuts = [i for i in range(len(rows)) if i == 0 or rows[i] != rows[i - 1] + 1] + [len(rows)]
 
     def noisy(score: Tensor, diffusion_time: float, variance: float, step: int) -> None:
-        d, v = (
-            torch.tensor([value], dtype=torch.float64, device=x.device)
-            for value in (diffusion_time, variance)
-        )
+        d, v = (torch.tensor([value], dtype=torch.float64, device=x.device) for value in (diffusion_time, variance))
         for begin, end in zip(cuts, cuts[1:]):
             move(
                 x[begin:end],

@@ -135,20 +135,14 @@ class Sampler:
         n_steps = check_integer(n_steps, "n_steps", minimum=1, maximum=2**56 - 1)
         save_every = check_integer(save_every, "save_every", minimum=1)
         check_every = (
-            min(save_every, 100)
-            if check_every is None
-            else check_integer(check_every, "check_every", minimum=1)
+            min(save_every, 100) if check_every is None else check_integer(check_every, "check_every", minimum=1)
         )
         reporters = tuple(reporters)
         for reporter in reporters:
             require(callable(reporter), "reporters", "callables (step, positions, energy, alive)", reporter)
         require(out is not None or not resume, "resume", "out, the file of the run to continue", "none")
         require(resume or initial_positions is not None, "initial_positions", "positions, or resume", "None")
-        start = (
-            None
-            if initial_positions is None
-            else as_positions(initial_positions, "initial_positions", self.model)
-        )
+        start = None if initial_positions is None else as_positions(initial_positions, "initial_positions", self.model)
         if start is not None and not resume:
             self._check_start(start)
             stability = self._check_spring(start)
@@ -208,8 +202,7 @@ class Sampler:
         check_integer(self.first_replica, "first_replica", maximum=2**32 - 1 - len(start))
         support = self._support(start)
         energies = torch.cat(
-            [e for e, _ in map(self._evaluate, self._batches(start)) if e is not None]
-            or [start.new_zeros(len(start))]
+            [e for e, _ in map(self._evaluate, self._batches(start)) if e is not None] or [start.new_zeros(len(start))]
         )
         bad = torch.nonzero(~support.inside(start, energies)).flatten().tolist()
         if bad:
@@ -222,9 +215,7 @@ class Sampler:
 
     def _check_spring(self, start: Tensor) -> Stability:
         n = len(_row(self.spring.diffusion_time))
-        require(
-            n in (1, start.shape[1]), "diffusion", f"a number or {start.shape[1]} values, one per atom", n
-        )
+        require(n in (1, start.shape[1]), "diffusion", f"a number or {start.shape[1]} values, one per atom", n)
         return check_stability(self.model, self.spring, start, self._evaluate.argument, self.force)
 
     def _support(self, positions: Tensor) -> Support:
@@ -255,9 +246,7 @@ class Sampler:
             return Molecule.from_npz_arrays({}, n_atoms)
         require(isinstance(molecule, Molecule), "molecule", "a Molecule", type(molecule).__name__)
         n_atoms = start.shape[1] if start is not None else molecule.n_atoms
-        require(
-            molecule.n_atoms == n_atoms, "molecule", f"{n_atoms} atoms, as the positions", molecule.n_atoms
-        )
+        require(molecule.n_atoms == n_atoms, "molecule", f"{n_atoms} atoms, as the positions", molecule.n_atoms)
         return molecule
 
     def _header(self, start: Tensor | None, save_every: int, check_every: int) -> dict[str, Any]:

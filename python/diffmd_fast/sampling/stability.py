@@ -35,9 +35,7 @@ class Stability:
         return 1 / (1 - self.number / 2) - 1 if self.number < LIMIT else float("inf")
 
     def __str__(self) -> str:
-        text = (
-            f"D dt L = {self.number:.3g} (limit {LIMIT:g}; largest curvature L = {self.curvature:.4g} 1/nm^2)"
-        )
+        text = f"D dt L = {self.number:.3g} (limit {LIMIT:g}; largest curvature L = {self.curvature:.4g} 1/nm^2)"
         if 0 < self.number < LIMIT:
             text += f"; the step widens the stiffest mode's variance by {100 * self.inflation:.2g}%"
         return text

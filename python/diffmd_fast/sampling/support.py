@@ -102,10 +102,7 @@ class Support:
             worst = int(excess.argmax())
             (i, j), (low, high) = self._pairs[worst].tolist(), self._ranges[worst].tolist()
             return f"distance {i}-{j} is {r[worst].item():.4g} nm, training range {low:.4g} to {high:.4g} nm"
-        return (
-            f"energy is {energy.item():.4g} kT0, training range {self._energy[0]:.4g} to "
-            f"{self._energy[1]:.4g} kT0"
-        )
+        return f"energy is {energy.item():.4g} kT0, training range {self._energy[0]:.4g} to {self._energy[1]:.4g} kT0"
 
     def _distances(self, positions: Tensor) -> Tensor:
         return torch.linalg.vector_norm(positions[:, self._i] - positions[:, self._j], dim=-1)
