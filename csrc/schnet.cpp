@@ -359,8 +359,8 @@ template <typename T> void embed_backward(const Block<T>& block) {
   }
 }
 
-// Registers of features that a convolution keeps at once: what the width allows and the register file holds.
-template <typename T> DIFFMD_INLINE bool even_packs(std::int64_t n) { return n / Simd<T>::lanes % 2 == 0; }
+// Whether a convolution can keep four registers of features at once.
+template <typename T> DIFFMD_INLINE bool by_fours(std::int64_t n) { return n / Simd<T>::lanes % 4 == 0; }
 
 template <typename T> void forward(const Block<T>& block) {
   const SchNet<T>& call = block.call;
@@ -370,7 +370,7 @@ template <typename T> void forward(const Block<T>& block) {
   for (std::int64_t b = 0; b < call.n_blocks; ++b) {
     multiply<T, false>(w.h, call.project + b * square, nullptr, block.p(b), rows, n);
     clear(w.m, rows * n);
-    const auto conv = even_packs<T>(n) ? &convolve<T, 2> : &convolve<T, 1>;
+    const auto conv = by_fours<T>(n) ? &convolve<T, 4> : &convolve<T, 1>;
     for (std::int64_t r = 0; r < block.count; ++r)
       conv(block.first_pair(r), block.pairs(r), call.coefficients + b * call.n_coefficients * n,
            block.row(block.p(b), r), block.row(w.m, r), call.n_atoms, n);
@@ -397,7 +397,7 @@ template <typename T> void backward(const Block<T>& block) {
     for (std::int64_t i = 0; i < rows * n; ++i) w.u[i] *= block.slope(b)[i];
     multiply<T, false>(w.u, call.first_transposed + b * square, nullptr, w.m, rows, n);
     clear(w.grad_p, rows * n);
-    const auto conv = even_packs<T>(n) ? &convolve_backward<T, 2> : &convolve_backward<T, 1>;
+    const auto conv = by_fours<T>(n) ? &convolve_backward<T, 4> : &convolve_backward<T, 1>;
     for (std::int64_t r = 0; r < block.count; ++r)
       conv(block.first_pair(r), block.pairs(r), call.coefficients + b * call.n_coefficients * n,
            block.row(block.p(b), r), block.row(w.m, r), block.row(w.grad_p, r), block.pair_sums(r), call.n_atoms, n);
