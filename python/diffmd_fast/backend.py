@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextvars
+import functools
 import warnings
 
+import torch  # before _C: both then share one OpenMP runtime
+
+from . import _C
 from .errors import UnavailableError, require
 
 BACKENDS = ("auto", "reference", "native", "triton", "cuda")
@@ -17,7 +21,8 @@ class use_backend:
 
     ``"auto"`` (default): native code on the CPU, the fastest kernel there is on other devices, and the plain
     PyTorch reference where there is none, which is said once.  ``"reference"``: plain PyTorch everywhere.
-    ``"native"``: the compiled CPU code.  ``"triton"``, ``"cuda"``: GPU kernels.
+    ``"native"``: the compiled CPU code.  ``"triton"``, ``"cuda"``: GPU kernels; with ``TRITON_INTERPRET=1`` in the
+    environment from the start, ``"triton"`` runs on CPU tensors too, in Triton's interpreter (slow, for tests).
 
     Raises:
         InputError: unknown name.
@@ -45,15 +50,35 @@ def current_backend() -> str:
 
 def unavailable(name: str) -> str | None:
     """Why backend ``name`` cannot run on this machine, or None when it can."""
-    if name in ("auto", "reference", "native"):
-        return None  # the package does not import without its native module
-    import torch
+    if name == "triton":
+        return _no_triton()
+    if name == "cuda":
+        return _no_cuda()
+    return None  # the reference is plain PyTorch, and the package does not import without its native module
 
+
+@functools.cache
+def _no_triton() -> str | None:
+    missing = None
+    try:
+        from .kernels.triton import INTERPRETED
+    except ImportError as error:
+        missing = f"Triton cannot be imported ({error}); CUDA builds of torch for Linux bring it"
+    else:
+        if INTERPRETED:  # needs no GPU
+            return None
+    if not (torch.version.cuda or torch.version.hip):
+        return f"torch {torch.__version__} is a CPU build; install a CUDA build of torch, see https://pytorch.org"
     if not torch.cuda.is_available():
-        built = torch.version.cuda
-        return ("torch sees no CUDA device" if built else
-                f"torch {torch.__version__} is a CPU build; install a CUDA build of torch")
-    return f"this version has no {name} kernels yet; CUDA tensors run through the reference"
+        return f"torch {torch.__version__} sees no CUDA device; check the NVIDIA driver with nvidia-smi"
+    return missing
+
+
+@functools.cache
+def _no_cuda() -> str:
+    probe = _C.cuda_probe()
+    return ("no operation has a CUDA kernel in this version; use \"auto\" or \"triton\" for CUDA tensors "
+            f"(the CUDA probe kernel: {probe or 'runs right on this machine'})")
 
 
 def say_once(key: str, message: str) -> None:
@@ -63,18 +88,41 @@ def say_once(key: str, message: str) -> None:
         warnings.warn(message, stacklevel=3)
 
 
-def run_reference(device_type: str, operation: str) -> bool:
-    """True when ``operation`` on tensors of ``device_type`` is to run as plain PyTorch."""
+def run_reference(device_type: str, operation: str, triton: bool = False) -> bool:
+    """True when ``operation`` on tensors of ``device_type`` is to run as plain PyTorch.
+
+    ``triton`` says whether the operation has a Triton kernel.
+    """
     name = current_backend()
     if name == "reference":
         return True
-    if device_type == "cpu":
-        require(name in ("auto", "native"), "backend", f"\"auto\", \"native\" or \"reference\" for {operation} on CPU "
-                "tensors", repr(name))
+    if name == "triton":
+        if not triton:
+            raise UnavailableError(f"backend: {operation} has no Triton kernel in this version; use \"auto\", which "
+                                   "takes the plain PyTorch reference where there is no kernel")
+        allowed = ("cuda", "cpu", "meta") if _in_interpreter() else ("cuda", "meta")
+        require(device_type in allowed, "backend", f"CUDA tensors for {operation} on the triton backend (or "
+                "TRITON_INTERPRET=1 in the environment)", f"{device_type} tensors")
         return False
-    if device_type == "meta":
+    if device_type in ("cpu", "meta"):
         return False
     require(name != "native", "backend", f"CPU tensors for {operation} on the native backend", f"{device_type} tensors")
+    if triton and device_type == "cuda":
+        return False  # the operator itself asks triton_runs, out of sight of torch.compile
     say_once(f"{operation}:{device_type}",
              f"{operation}: no {device_type} kernel in this version; running the plain PyTorch reference")
     return True
+
+
+def triton_runs(operation: str) -> bool:
+    """True when CUDA tensors can go to ``operation``'s Triton kernel; otherwise says once why they cannot."""
+    reason = _no_triton()
+    if reason is not None:
+        say_once(f"{operation}:triton", f"{operation}: {reason}; running the plain PyTorch reference")
+    return reason is None
+
+
+def _in_interpreter() -> bool:
+    from .kernels.triton import INTERPRETED
+
+    return INTERPRETED

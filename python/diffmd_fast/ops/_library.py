@@ -31,18 +31,18 @@ def native(name: str, dtype: torch.dtype):
     return getattr(_C, f"{name}_{NATIVE_DTYPES[dtype]}")
 
 
-def define(schema: str, cpu, fake, other=None) -> None:
-    """Register an operator: its schema, CPU kernel, fake (shapes only) kernel, and the kernel of other devices.
+def define(schema: str, cpu, fake, other=None, cuda=None) -> None:
+    """Register an operator: its schema, CPU kernel, fake (shapes only) kernel, and the kernels of other devices.
 
     ``other`` is the plain PyTorch reference in the schema's own signature; it serves every device without a
-    kernel of its own.
+    kernel of its own.  ``cuda`` serves CUDA tensors in its place.
     """
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, cpu, "CPU")
-    if other is not None:
-        for key in ("CUDA", "MPS", "XPU"):
-            LIBRARY.impl(name, other, key)
+    for key, kernel in (("CUDA", cuda or other), ("MPS", other), ("XPU", other)):
+        if kernel is not None:
+            LIBRARY.impl(name, kernel, key)
     torch.library.register_fake(f"diffmd_fast::{name}", fake, lib=LIBRARY)
 
 

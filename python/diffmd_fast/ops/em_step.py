@@ -4,7 +4,7 @@ arXiv 2511.17741, in the form settled in docs/theory.md section 1:
 
     x' = x + D dt s(x) + sqrt(2 D dt v) xi,    k = 1/(2 D dt),    v = T/T0
 
-Fast path: csrc/em_step.cpp.  Truth: reference/em_step.py.
+Fast paths: csrc/em_step.cpp and kernels/triton/em_step.py.  Truth: reference/em_step.py.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backend import run_reference
+from ..backend import current_backend, run_reference, triton_runs
 from ..errors import InputError, check_integer, check_number, check_tensor, require
-from ..reference.em_step import EmStepResult, em_step_core
+from ..reference.em_step import EmStepResult, em_step_core, log_density_of
 from ._library import define, get_num_threads, native, register_autograd
 
 
@@ -48,7 +48,7 @@ def em_step(positions: Tensor, score: Tensor, *, diffusion: float | Tensor, time
     """
     diffusion_time, variance = _check(positions, score, diffusion, time_step, stiffness, variance, seed,
                                       first_replica, step)
-    if run_reference(positions.device.type, "em_step"):
+    if run_reference(positions.device.type, "em_step", triton=True):
         outputs = em_step_core(positions, score, diffusion_time, variance, seed, first_replica, step)
     else:
         signed = seed - 2**64 if seed >= 2**63 else seed  # a schema's int is signed; the bits are the same
@@ -98,6 +98,9 @@ def _per(name: str, value, n: int, device, unit: str, above_zero: bool, each: st
 
 
 def _cpu(positions, score, diffusion_time, variance, seed, first_replica, step, with_noise, with_log_density):
+    if current_backend() == "triton":  # in its interpreter
+        return _triton(positions, score, diffusion_time, variance, seed, first_replica, step, with_noise,
+                       with_log_density)
     positions, score = positions.contiguous(), score.contiguous()
     n_replicas, n_atoms, _ = positions.shape
     moved = torch.empty_like(positions)
@@ -109,6 +112,19 @@ def _cpu(positions, score, diffusion_time, variance, seed, first_replica, step, 
         0, moved.data_ptr(), noise.data_ptr() if noise.numel() else 0,
         log_density.data_ptr() if with_log_density else 0, get_num_threads())
     return moved, noise, log_density
+
+
+def _triton(positions, score, diffusion_time, variance, seed, first_replica, step, with_noise, with_log_density):
+    from ..kernels.triton.em_step import em_step as kernel
+
+    moved, noise = kernel(positions, score, diffusion_time, variance, seed, first_replica, step,
+                          with_noise=with_noise or with_log_density)
+    return moved, noise, log_density_of(noise, diffusion_time, variance) if with_log_density else noise.new_empty(0)
+
+
+def _cuda(positions, score, diffusion_time, variance, seed, first_replica, step, with_noise, with_log_density):
+    run = _triton if triton_runs("em_step") else _other
+    return run(positions, score, diffusion_time, variance, seed, first_replica, step, with_noise, with_log_density)
 
 
 def _other(positions, score, diffusion_time, variance, seed, first_replica, step, with_noise, with_log_density):
@@ -139,5 +155,5 @@ def _backward(ctx, grad_moved, grad_noise, grad_log_density):
 
 define("em_step(Tensor positions, Tensor score, Tensor diffusion_time, Tensor variance, int seed, "
        "int first_replica, int step, bool with_noise, bool with_log_density) -> (Tensor, Tensor, Tensor)",
-       _cpu, _fake, _other)
+       _cpu, _fake, _other, _cuda)
 register_autograd("em_step", _backward, _setup_context)

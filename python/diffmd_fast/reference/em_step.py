@@ -66,6 +66,11 @@ def em_step_core(positions: Tensor, score: Tensor, diffusion_time: Tensor, varia
     v = variance.to(torch.float64)[:, None, None]
     amplitude = torch.sqrt(2.0 * d * v).to(positions.dtype)
     moved = positions + (d.to(positions.dtype) * score + amplitude * noise)
-    normalization = torch.log(4.0 * math.pi * d * v).expand(n_replicas, n_atoms, 3).sum((1, 2))
-    log_density = -0.5 * (noise.double() ** 2).sum((1, 2)) - 0.5 * normalization
-    return moved, noise, log_density.to(positions.dtype)
+    return moved, noise, log_density_of(noise, diffusion_time, variance)
+
+
+def log_density_of(noise: Tensor, diffusion_time: Tensor, variance: Tensor) -> Tensor:
+    """log p(x'|x) [replicas] of the step that drew ``noise`` [replicas, atoms, 3]."""
+    spread = 4.0 * math.pi * diffusion_time.to(torch.float64)[None, :, None] * variance.to(torch.float64)[:, None, None]
+    normalization = torch.log(spread).expand(noise.shape).sum((1, 2))
+    return (-0.5 * (noise.double() ** 2).sum((1, 2)) - 0.5 * normalization).to(noise.dtype)
