@@ -8,13 +8,15 @@ namespace DIFFMD_LEVEL {
 
 namespace {
 
-constexpr int kTile = 32;         // edges whose geometry is worked out together
-constexpr int kMaxParts = 32;     // partial sums of coefficient gradients
+constexpr int kTile = 32;         // edges whose geometry is worked out together, whole groups of them
+constexpr int kGroup = 8;
+constexpr int kMaxParts = 32;     // partial sums of coefficient gradients,
+constexpr std::int64_t kMaxPartialSums = 1 << 24;  // and how many numbers they may hold in all
 
 // Geometry and spline weights of up to kTile edges of one row. b, d1, d2: the four nonzero B_k(r) and their first
 // and second derivatives with respect to r.
 template <typename T> struct Tile {
-  std::int64_t interval[kTile];   // first of the four coefficients; -1: beyond the cutoff, skip
+  std::int32_t interval[kTile];   // first of the four coefficients; -1: beyond the cutoff, skip
   T unit[3][kTile];               // (x_i - x_j) / r; 0 where r = 0, so all position terms vanish there
   T inverse[kTile];               // 1 / r; 0 where r = 0
   T b[4][kTile], d1[4][kTile], d2[4][kTile];
@@ -22,48 +24,55 @@ template <typename T> struct Tile {
 
 template <typename T, int kOrder>
 DIFFMD_INLINE void measure(const SplineGraph<T>& g, std::int64_t row, std::int64_t first, int n, Tile<T>& tile) {
-  T delta[3][kTile], distance[kTile], at[kTile];
+  T delta[3][kTile];
+  const T* self = g.positions + 3 * row;
   for (int e = 0; e < n; ++e) {
     const T* other = g.positions + 3 * std::int64_t(g.col[first + e]);
     // x_j - x_i first: then the twin edge with the opposite offset gives the same distance to the last bit.
-    for (int c = 0; c < 3; ++c) delta[c][e] = other[c] - g.positions[3 * row + c];
+    for (int c = 0; c < 3; ++c) delta[c][e] = other[c] - self[c];
     if (g.offsets)
       for (int c = 0; c < 3; ++c) delta[c][e] += g.offsets[3 * (first + e) + c];
   }
-  const T spacing = T(g.cutoff / double(g.n_knots - 3)), per_spacing = T(1) / spacing;
-  const T last = T(g.n_knots - 4);
+  // Whole groups of lanes, the last one filled up: a rest of a few edges would be worked out one by one.
+  const int whole = (n + kGroup - 1) / kGroup * kGroup;
+  for (int e = n; e < whole; ++e)
+    for (int c = 0; c < 3; ++c) delta[c][e] = T(0);
+  const T per_spacing = T(double(g.n_knots - 3) / g.cutoff), cutoff = T(g.cutoff);
+  const T last = T(g.n_knots - 4), sixth = T(1.0 / 6.0), half = T(0.5) * per_spacing;
+  const T square = per_spacing * per_spacing;
+  for (int group = 0; group < whole; group += kGroup) {
 #pragma omp simd
-  for (int e = 0; e < n; ++e) {
-    const T r = sqrt(delta[0][e] * delta[0][e] + delta[1][e] * delta[1][e] + delta[2][e] * delta[2][e]);
-    const T x = r * per_spacing;
-    distance[e] = r;
-    // A NaN fails the comparison and lands on the last interval: no index out of range, and t, so the sum, is NaN.
-    at[e] = x < last ? T(int(x < last ? x : T(0))) : last;
-    const T t = x - at[e], s = T(1) - t, sixth = T(1.0 / 6.0);
-    tile.b[0][e] = s * s * s * sixth;
-    tile.b[1][e] = ((T(3) * t - T(6)) * t * t + T(4)) * sixth;
-    tile.b[2][e] = (((T(-3) * t + T(3)) * t + T(3)) * t + T(1)) * sixth;
-    tile.b[3][e] = t * t * t * sixth;
-    if (kOrder >= 1) {
-      const T scale = T(0.5) * per_spacing;
-      tile.d1[0][e] = -s * s * scale;
-      tile.d1[1][e] = (T(3) * t - T(4)) * t * scale;
-      tile.d1[2][e] = ((T(-3) * t + T(2)) * t + T(1)) * scale;
-      tile.d1[3][e] = t * t * scale;
-      const T inverse = r == T(0) ? T(0) : T(1) / r;
-      tile.inverse[e] = inverse;
-      for (int c = 0; c < 3; ++c) tile.unit[c][e] = -delta[c][e] * inverse;
-    }
-    if (kOrder >= 2) {
-      const T scale = per_spacing * per_spacing;
-      tile.d2[0][e] = s * scale;
-      tile.d2[1][e] = (T(3) * t - T(2)) * scale;
-      tile.d2[2][e] = (T(1) - T(3) * t) * scale;
-      tile.d2[3][e] = t * scale;
+    for (int e = group; e < group + kGroup; ++e) {
+      const T dx = delta[0][e], dy = delta[1][e], dz = delta[2][e];
+      const T r = sqrt(dx * dx + dy * dy + dz * dz);
+      const T x = r * per_spacing;
+      // A NaN fails the comparison and lands on the last interval: no index out of range, and t, so the sum, is NaN.
+      const std::int32_t interval = std::int32_t(x < last ? x : last);
+      const T t = x - T(interval), s = T(1) - t;
+      tile.interval[e] = r >= cutoff ? -1 : interval;
+      tile.b[0][e] = s * s * s * sixth;
+      tile.b[1][e] = ((T(3) * t - T(6)) * t * t + T(4)) * sixth;
+      tile.b[2][e] = (((T(-3) * t + T(3)) * t + T(3)) * t + T(1)) * sixth;
+      tile.b[3][e] = t * t * t * sixth;
+      if (kOrder >= 1) {
+        tile.d1[0][e] = -s * s * half;
+        tile.d1[1][e] = (T(3) * t - T(4)) * t * half;
+        tile.d1[2][e] = ((T(-3) * t + T(2)) * t + T(1)) * half;
+        tile.d1[3][e] = t * t * half;
+        const T inverse = r == T(0) ? T(0) : T(1) / r;
+        tile.inverse[e] = inverse;
+        tile.unit[0][e] = -dx * inverse;
+        tile.unit[1][e] = -dy * inverse;
+        tile.unit[2][e] = -dz * inverse;
+      }
+      if (kOrder >= 2) {
+        tile.d2[0][e] = s * square;
+        tile.d2[1][e] = (T(3) * t - T(2)) * square;
+        tile.d2[2][e] = (T(1) - T(3) * t) * square;
+        tile.d2[3][e] = t * square;
+      }
     }
   }
-  const T cutoff = T(g.cutoff);
-  for (int e = 0; e < n; ++e) tile.interval[e] = distance[e] >= cutoff ? -1 : std::int64_t(at[e]);
 }
 
 // Calls body(j, tile, e) for each edge of the row within the cutoff, in the order of the list.
@@ -84,14 +93,15 @@ template <typename T> DIFFMD_INLINE void clear(T* values, std::int64_t n) {
 }
 
 // ---- one row ---------------------------------------------------------------------------------------------
-// kF is the number of features, 0 when only known at run time. `part` collects this thread's share of the gradient
-// of the coefficients, or is null. A pair of atoms enters it once, from the row of the smaller index, with both
-// directions; an edge of an atom to its own image enters as it is listed.
+// Inner loops run over the features; a number of features fixed at compile time was measured to gain less than 7%
+// and to compile four times as long. `part` collects this thread's share of the gradient of the coefficients, or is
+// null. A pair of atoms enters it once, from the row of the smaller index, with both directions; an edge of an atom
+// to its own image enters as it is listed.
 
-template <typename T, int kF>
-DIFFMD_INLINE void row_of(const SplineConv<T>& call, std::int64_t i, T*) {
+template <typename T>
+DIFFMD_INLINE void row_of(const SplineConv<T>& call, std::int64_t i) {
   const SplineGraph<T>& g = call.graph;
-  const std::int64_t nf = kF ? kF : g.n_features;
+  const std::int64_t nf = g.n_features;
   T* DIFFMD_RESTRICT out = call.out + i * nf;
   clear(out, nf);
   for_each_edge<T, 0>(g, i, [&](std::int64_t j, const Tile<T>& tile, int e) {
@@ -105,33 +115,32 @@ DIFFMD_INLINE void row_of(const SplineConv<T>& call, std::int64_t i, T*) {
 }
 
 // grad_h_i = sum_j g_j W,  grad_x_i = sum_j u sum_f W' (g_i h_j + g_j h_i),  grad_C[k] = sum_edges B_k g_i h_j.
-template <typename T, int kF>
-DIFFMD_INLINE void row_of(const SplineConvBackward<T>& call, std::int64_t i, T* part) {
+template <typename T, bool kFeatures, bool kPositions>
+DIFFMD_INLINE void row_once(const SplineConvBackward<T>& call, std::int64_t i, T* part) {
   const SplineGraph<T>& g = call.graph;
-  const std::int64_t nf = kF ? kF : g.n_features;
+  const std::int64_t nf = g.n_features;
   const T* hi = g.features + i * nf;
   const T* gi = call.grad + i * nf;
-  T* out = call.grad_features ? call.grad_features + i * nf : nullptr;
+  T* DIFFMD_RESTRICT out = kFeatures ? call.grad_features + i * nf : nullptr;
   T force[3] = {T(0), T(0), T(0)};
-  if (out) clear(out, nf);
-  for_each_edge<T, 1>(g, i, [&](std::int64_t j, const Tile<T>& tile, int e) {
+  if (kFeatures) clear(out, nf);
+  for_each_edge<T, kPositions ? 1 : 0>(g, i, [&](std::int64_t j, const Tile<T>& tile, int e) {
     const T* hj = g.features + j * nf;
     const T* gj = call.grad + j * nf;
     const T* c = g.coefficients + tile.interval[e] * nf;
     const T b0 = tile.b[0][e], b1 = tile.b[1][e], b2 = tile.b[2][e], b3 = tile.b[3][e];
-    if (out) {
-#pragma omp simd
-      for (std::int64_t f = 0; f < nf; ++f)
-        out[f] += gj[f] * (b0 * c[f] + b1 * c[nf + f] + b2 * c[2 * nf + f] + b3 * c[3 * nf + f]);
-    }
-    if (call.grad_positions) {
-      const T d0 = tile.d1[0][e], d1 = tile.d1[1][e], d2 = tile.d1[2][e], d3 = tile.d1[3][e];
-      T along = T(0);
+    T d0 = T(0), d1 = T(0), d2 = T(0), d3 = T(0), along = T(0);
+    if (kPositions) d0 = tile.d1[0][e], d1 = tile.d1[1][e], d2 = tile.d1[2][e], d3 = tile.d1[3][e];
+    if (kFeatures || kPositions) {
 #pragma omp simd reduction(+ : along)
-      for (std::int64_t f = 0; f < nf; ++f)
-        along += (d0 * c[f] + d1 * c[nf + f] + d2 * c[2 * nf + f] + d3 * c[3 * nf + f]) * (gi[f] * hj[f] + gj[f] * hi[f]);
-      for (int k = 0; k < 3; ++k) force[k] += along * tile.unit[k][e];
+      for (std::int64_t f = 0; f < nf; ++f) {
+        const T c0 = c[f], c1 = c[nf + f], c2 = c[2 * nf + f], c3 = c[3 * nf + f];
+        if (kFeatures) out[f] += gj[f] * (b0 * c0 + b1 * c1 + b2 * c2 + b3 * c3);
+        if (kPositions) along += (d0 * c0 + d1 * c1 + d2 * c2 + d3 * c3) * (gi[f] * hj[f] + gj[f] * hi[f]);
+      }
     }
+    if (kPositions)
+      for (int k = 0; k < 3; ++k) force[k] += along * tile.unit[k][e];
     if (part && j >= i) {
       T* DIFFMD_RESTRICT p = part + tile.interval[e] * nf;
       const T twin = j > i ? T(1) : T(0);
@@ -145,7 +154,7 @@ DIFFMD_INLINE void row_of(const SplineConvBackward<T>& call, std::int64_t i, T* 
       }
     }
   });
-  if (call.grad_positions)
+  if (kPositions)
     for (int k = 0; k < 3; ++k) call.grad_positions[3 * i + k] = force[k];
 }
 
@@ -154,10 +163,10 @@ DIFFMD_INLINE void row_of(const SplineConvBackward<T>& call, std::int64_t i, T* 
 //   dS/dx_i = sum_j u sum_f [(g_i ah_j + g_j ah_i) W' + (g_i h_j + g_j h_i)(W'' d + A')]
 //             + (I - u u^T)(ax_i - ax_j) / r sum_f (g_i h_j + g_j h_i) W',
 //   dS/dC_k = sum_edges g_i ah_j B_k + g_i h_j B'_k d.
-template <typename T, int kF, bool kAlongC>
+template <typename T, bool kAlongC, bool kPositions>
 DIFFMD_INLINE void row_twice(const SplineConvDoubleBackward<T>& call, std::int64_t i, T* part, const T* zeros) {
   const SplineGraph<T>& g = call.graph;
-  const std::int64_t nf = kF ? kF : g.n_features;
+  const std::int64_t nf = g.n_features;
   const T *hi = g.features + i * nf, *gi = call.grad + i * nf;
   const T* ahi = call.along_features ? call.along_features + i * nf : zeros;
   T* DIFFMD_RESTRICT out_g = call.grad_grad + i * nf;
@@ -165,7 +174,7 @@ DIFFMD_INLINE void row_twice(const SplineConvDoubleBackward<T>& call, std::int64
   T force[3] = {T(0), T(0), T(0)};
   clear(out_g, nf);
   clear(out_h, nf);
-  for_each_edge<T, 2>(g, i, [&](std::int64_t j, const Tile<T>& tile, int e) {
+  for_each_edge<T, kPositions ? 2 : 1>(g, i, [&](std::int64_t j, const Tile<T>& tile, int e) {
     const T *hj = g.features + j * nf, *gj = call.grad + j * nf;
     const T* ahj = call.along_features ? call.along_features + j * nf : zeros;
     const T* c = g.coefficients + tile.interval[e] * nf;
@@ -178,7 +187,8 @@ DIFFMD_INLINE void row_twice(const SplineConvDoubleBackward<T>& call, std::int64
       }
     const T b0 = tile.b[0][e], b1 = tile.b[1][e], b2 = tile.b[2][e], b3 = tile.b[3][e];
     const T p0 = tile.d1[0][e], p1 = tile.d1[1][e], p2 = tile.d1[2][e], p3 = tile.d1[3][e];
-    const T q0 = tile.d2[0][e] * d, q1 = tile.d2[1][e] * d, q2 = tile.d2[2][e] * d, q3 = tile.d2[3][e] * d;
+    T q0 = T(0), q1 = T(0), q2 = T(0), q3 = T(0);
+    if (kPositions) q0 = tile.d2[0][e] * d, q1 = tile.d2[1][e] * d, q2 = tile.d2[2][e] * d, q3 = tile.d2[3][e] * d;
     T along = T(0), across = T(0);
 #pragma omp simd reduction(+ : along, across)
     for (std::int64_t f = 0; f < nf; ++f) {
@@ -194,11 +204,13 @@ DIFFMD_INLINE void row_twice(const SplineConvDoubleBackward<T>& call, std::int64
       }
       out_g[f] += ahj[f] * w + hj[f] * t;
       out_h[f] += gj[f] * t;
-      const T both = gi[f] * hj[f] + gj[f] * hi[f];
-      across += both * w1;
-      along += (gi[f] * ahj[f] + gj[f] * ahi[f]) * w1 + both * w2d;
+      if (kPositions) {
+        const T both = gi[f] * hj[f] + gj[f] * hi[f];
+        across += both * w1;
+        along += (gi[f] * ahj[f] + gj[f] * ahi[f]) * w1 + both * w2d;
+      }
     }
-    for (int k = 0; k < 3; ++k)
+    for (int k = 0; kPositions && k < 3; ++k)
       force[k] += along * tile.unit[k][e] + across * tile.inverse[e] * (move[k] - d * tile.unit[k][e]);
     if (part && j >= i) {
       T* DIFFMD_RESTRICT p = part + tile.interval[e] * nf;
@@ -215,7 +227,7 @@ DIFFMD_INLINE void row_twice(const SplineConvDoubleBackward<T>& call, std::int64
       }
     }
   });
-  if (call.grad_positions)
+  if (kPositions)
     for (int k = 0; k < 3; ++k) call.grad_positions[3 * i + k] = force[k];
 }
 
@@ -250,10 +262,10 @@ template <typename T> int check(const SplineGraph<T>& g, bool symmetric) {
   return balance == 0 ? kSplineFine : kSplineAsymmetric;
 }
 
-// The number of partial sums depends on the size of the list alone, so results do not depend on the threads.
-std::int64_t parts_for(std::int64_t n_edges) {
+// The number of partial sums depends on the sizes alone, so results do not depend on the threads.
+std::int64_t parts_for(std::int64_t n_edges, std::int64_t n_values) {
   std::int64_t parts = 1;
-  while (parts < kMaxParts && parts * 2048 < n_edges) parts *= 2;
+  while (parts < kMaxParts && parts * 2048 < n_edges && 2 * parts * n_values <= kMaxPartialSums) parts *= 2;
   return parts;
 }
 
@@ -261,14 +273,13 @@ std::int64_t parts_for(std::int64_t n_edges) {
 template <typename T, typename Row>
 int all_rows(const SplineGraph<T>& g, T* total, const Row& row) {
   const std::int64_t n_values = g.n_knots * g.n_features;
-  const std::int64_t n_parts = total ? parts_for(g.n_edges) : 4 * std::int64_t(g.n_threads);
+  const std::int64_t n_parts = total ? parts_for(g.n_edges, n_values) : 4 * std::int64_t(g.n_threads);
   T* parts = nullptr;
   if (total) {
     parts = static_cast<T*>(malloc(std::size_t(n_parts * n_values) * sizeof(T)));
     if (parts == nullptr) return kSplineNoMemory;
   }
-  const bool worth_it = g.n_threads > 1 && g.n_edges * g.n_features > 32768;
-#pragma omp parallel num_threads(g.n_threads) if (worth_it)
+#pragma omp parallel num_threads(g.n_threads) if (g.n_threads > 1 && g.n_edges * g.n_features > 32768)
   {
 #pragma omp for schedule(static)
     for (std::int64_t p = 0; p < n_parts; ++p) {
@@ -292,33 +303,23 @@ int all_rows(const SplineGraph<T>& g, T* total, const Row& row) {
   return kSplineFine;
 }
 
-#define DIFFMD_BY_FEATURES(n, ...)                       \
-  do {                                                   \
-    switch (n) {                                         \
-      case 32: { constexpr int kF = 32; __VA_ARGS__; break; }   \
-      case 64: { constexpr int kF = 64; __VA_ARGS__; break; }   \
-      case 128: { constexpr int kF = 128; __VA_ARGS__; break; } \
-      default: { constexpr int kF = 0; __VA_ARGS__; }           \
-    }                                                    \
-  } while (false)
-
 }  // namespace
 
 template <typename T> void spline_conv(const SplineConv<T>& call, int* status) {
   *status = check(call.graph, false);
   if (*status != kSplineFine) return;
-  DIFFMD_BY_FEATURES(call.graph.n_features, {
-    *status = all_rows(call.graph, static_cast<T*>(nullptr), [&](std::int64_t i, T* part) { row_of<T, kF>(call, i, part); });
-  });
+  *status = all_rows(call.graph, static_cast<T*>(nullptr), [&](std::int64_t i, T*) { row_of<T>(call, i); });
 }
 
 template <typename T> void spline_conv_backward(const SplineConvBackward<T>& call, int* status) {
   *status = check(call.graph, true);
   if (*status != kSplineFine) return;
-  DIFFMD_BY_FEATURES(call.graph.n_features, {
-    *status = all_rows(call.graph, call.grad_coefficients,
-                       [&](std::int64_t i, T* part) { row_of<T, kF>(call, i, part); });
-  });
+  const bool features = call.grad_features, positions = call.grad_positions;
+  const auto run = [&](const auto& row) { *status = all_rows(call.graph, call.grad_coefficients, row); };
+  if (features && positions) run([&](std::int64_t i, T* part) { row_once<T, true, true>(call, i, part); });
+  else if (features) run([&](std::int64_t i, T* part) { row_once<T, true, false>(call, i, part); });
+  else if (positions) run([&](std::int64_t i, T* part) { row_once<T, false, true>(call, i, part); });
+  else run([&](std::int64_t i, T* part) { row_once<T, false, false>(call, i, part); });
 }
 
 template <typename T> void spline_conv_double_backward(const SplineConvDoubleBackward<T>& call, int* status) {
@@ -329,13 +330,12 @@ template <typename T> void spline_conv_double_backward(const SplineConvDoubleBac
     *status = kSplineNoMemory;
     return;
   }
-  DIFFMD_BY_FEATURES(call.graph.n_features, {
-    *status = call.along_coefficients
-        ? all_rows(call.graph, call.grad_coefficients,
-                   [&](std::int64_t i, T* part) { row_twice<T, kF, true>(call, i, part, zeros); })
-        : all_rows(call.graph, call.grad_coefficients,
-                   [&](std::int64_t i, T* part) { row_twice<T, kF, false>(call, i, part, zeros); });
-  });
+  const bool filters = call.along_coefficients, positions = call.grad_positions;
+  const auto run = [&](const auto& row) { *status = all_rows(call.graph, call.grad_coefficients, row); };
+  if (filters && positions) run([&](std::int64_t i, T* part) { row_twice<T, true, true>(call, i, part, zeros); });
+  else if (filters) run([&](std::int64_t i, T* part) { row_twice<T, true, false>(call, i, part, zeros); });
+  else if (positions) run([&](std::int64_t i, T* part) { row_twice<T, false, true>(call, i, part, zeros); });
+  else run([&](std::int64_t i, T* part) { row_twice<T, false, false>(call, i, part, zeros); });
   free(zeros);
 }
 
