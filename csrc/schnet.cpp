@@ -387,8 +387,9 @@ template <typename T> void backward(const Block<T>& block) {
   const SchNet<T>& call = block.call;
   const Workspace<T>& w = block.w;
   const std::int64_t n = block.n(), rows = block.rows(), square = n * n;
+  const T* slope = block.slope(call.n_blocks);
   for (std::int64_t row = 0; row < rows; ++row)
-    for (std::int64_t f = 0; f < n; ++f) w.u[row * n + f] = call.readout_out[f] * block.slope(call.n_blocks)[row * n + f];
+    for (std::int64_t f = 0; f < n; ++f) w.u[row * n + f] = call.readout_out[f] * slope[row * n + f];
   multiply<T, false>(w.u, call.readout_transposed, nullptr, w.h, rows, n);
   for (std::int64_t r = 0; r < block.count; ++r)
     clear(block.pair_sums(r), block.first_pair(r)[call.n_atoms] * Simd<T>::lanes);
