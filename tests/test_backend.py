@@ -89,6 +89,14 @@ def test_fallback_says_once_why(monkeypatch):
         assert run_reference("mps", "em_step")
 
 
+def test_switch_is_no_break_in_a_compiled_graph():
+    def program(x, s):
+        return 2 * ops.em_step(x, s, **ARGUMENTS)
+
+    compiled = torch.compile(program, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*inputs()), program(*inputs()))
+
+
 @pytest.mark.skipif(unavailable("triton") is None, reason="Triton runs here, so CUDA tensors do not fall back")
 def test_cuda_tensors_fall_back_to_the_reference(monkeypatch):
     """The kernel registered for CUDA tensors, given CPU tensors since no others exist here."""

@@ -43,8 +43,12 @@ class use_backend:
         _current.reset(self._token)
 
 
+@torch.compiler.assume_constant_result  # torch.compile cannot read a context variable
 def current_backend() -> str:
-    """The name in force: "auto" unless :class:`use_backend` chose another."""
+    """The name in force: "auto" unless :class:`use_backend` chose another.
+
+    A function compiled by torch keeps the backend that was in force when it was compiled.
+    """
     return _current.get()
 
 
