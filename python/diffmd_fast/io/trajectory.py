@@ -71,7 +71,7 @@ def write_trajectory(
     twice does not double them.
 
     Everything is written under other names in the same folder and then renamed: an existing trajectory is
-    replaced whole or not at all.  Returns the content of the sidecar ``traj.json`` (docs/formats.md).
+    replaced whole or not at all.  Returns the content of the sidecar ``traj.json`` (docs/file_formats.md).
 
     Raises :class:`InputError` before anything is replaced, also if a good replica is not finite.
     """
