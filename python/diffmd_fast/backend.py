@@ -43,13 +43,17 @@ class use_backend:
         _current.reset(self._token)
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot read a context variable
 def current_backend() -> str:
     """The name in force: "auto" unless :class:`use_backend` chose another.
 
     A function compiled by torch keeps the backend that was in force when it was compiled.
     """
     return _current.get()
+
+
+# torch.compile cannot read a context variable. This is torch.compiler.assume_constant_result without its import of
+# torch._dynamo, which takes a second and brings Triton along.
+current_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def unavailable(name: str) -> str | None:
