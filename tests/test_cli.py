@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
              bonds=np.array([(0, 1), (1, 2), (2, 3)]), bead_types=np.array(["CH3", "CH2", "CH2", "CH3"]))
     done = call("train", path / "snapshots.npz", "--steps", 400, "--features", 16, "--blocks", 1, "--batch-size", 64,
                 "--quiet", "--out", path / "model.safetensors")
-    assert "1000 snapshots of 4 atoms, 3 bonds" in done.stderr and "best held-out loss" in done.stderr
+    assert "1000 snapshots of 4 atoms, 3 bonds" in done.stdout and "best held-out loss" in done.stdout
     return path
 
 
@@ -47,7 +47,7 @@ def sample(folder, out, *more, code=0, start=("--init", "snapshots.npz")):
 @pytest.mark.parametrize("suffix", [".xtc", ".npz", ".dcd"])
 def test_sample_writes_what_mdtraj_reads(folder, tmp_path, suffix):
     done = sample(folder, tmp_path / f"traj{suffix}")
-    assert "4 frames of 4 replicas" in done.stderr and "0 replicas lost" in done.stderr
+    assert "4 frames of 4 replicas" in done.stdout and "0 replicas lost" in done.stdout
     read = read_snapshots(tmp_path / f"traj{suffix}")
     assert read.positions.shape == (16, 4, 3) and np.unique(read.replica).tolist() == [0, 1, 2, 3]
     if suffix != ".npz":
@@ -57,7 +57,7 @@ def test_sample_writes_what_mdtraj_reads(folder, tmp_path, suffix):
 def test_spring_and_time_step_are_one(folder, tmp_path):
     """k = 1/(2 D dt): the same run by either name; what is printed has units."""
     done = sample(folder, tmp_path / "a.npz", "--time-step", 5e-4, "--diffusion", 0.002)
-    assert "ps" in done.stderr and "1/nm^2" in done.stderr and "K" in done.stderr
+    assert "ps" in done.stdout and "1/nm^2" in done.stdout and "K" in done.stdout
     sample(folder, tmp_path / "b.npz", "--stiffness", 1 / (2 * 5e-4 * 0.002), "--diffusion", 0.002)
     a, b = read_snapshots(tmp_path / "a.npz"), read_snapshots(tmp_path / "b.npz")
     np.testing.assert_allclose(a.positions, b.positions, rtol=0, atol=1e-5)
@@ -75,7 +75,7 @@ def test_resume_goes_on_to_the_bit(folder, tmp_path):
 
 def test_from_noise(folder, tmp_path):
     done = sample(folder, tmp_path / "noise.npz", start=["--from-noise"])
-    assert "4 frames of 4 replicas" in done.stderr
+    assert "4 frames of 4 replicas" in done.stdout
 
 
 def test_report(folder, tmp_path):
@@ -86,7 +86,7 @@ def test_report(folder, tmp_path):
     for key in ("js_divergence", "js_floor", "n_frames", "replicas_lost", "integrated_autocorrelation_time_ps"):
         assert key in result
     assert result["replicas_lost"] == 0 and 0 <= result["js_divergence"] <= np.log(2)
-    assert f"{result['js_divergence']:.4f}" in done.stderr
+    assert f"{result['js_divergence']:.4f}" in done.stdout
     page = (tmp_path / "report" / "report.html").read_text()
     assert "data:image/png;base64," in page and "src=\"http" not in page
 
@@ -153,7 +153,7 @@ def test_existing_output_is_not_replaced_unasked(folder, tmp_path):
 def test_unstable_time_step_is_refused_unless_forced(folder, tmp_path):
     done = sample(folder, tmp_path / "t.npz", "--time-step", 1.0, code=2)
     assert done.stderr.startswith("time_step:") and "D dt L" in done.stderr
-    assert sample(folder, tmp_path / "t.npz", "--time-step", 1.0, "--force", code=1).stderr.count("lost") >= 4
+    assert sample(folder, tmp_path / "t.npz", "--time-step", 1.0, "--force", code=1).stdout.count("lost") >= 4
 
 
 def test_debug_shows_the_traceback(folder, tmp_path):

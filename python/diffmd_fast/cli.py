@@ -215,6 +215,11 @@ def info(as_json: bool):
 
 
 def _say(line: str) -> None:
+    """What the user is told goes to stdout; stderr holds the progress bar and the one line of an error."""
+    click.echo(line)
+
+
+def _complain(line: str) -> None:
     click.echo(line, err=True)
 
 
@@ -286,7 +291,7 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return 130
     if isinstance(error, NonFiniteError):
-        _say(str(error))
+        _complain(str(error))
         return 1
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(error.ctx.get_help())
@@ -295,15 +300,15 @@ def _explain(error: BaseException) -> int:
         parameter = getattr(error, "param", None)
         name = getattr(error, "option_name", None) or (parameter.name if parameter is not None else "command")
         if isinstance(error, click.MissingParameter):
-            _say(f"{name}: expected a value, got none (see --help)")
+            _complain(f"{name}: expected a value, got none (see --help)")
         else:
-            _say(f"{name}: {error.message if error.message else error.format_message()}".replace("\n", " "))
+            _complain(f"{name}: {error.message if error.message else error.format_message()}".replace("\n", " "))
         return 2
     if isinstance(error, OSError):
-        _say(f"{error.filename or 'file'}: {error.strerror or error}")
+        _complain(f"{error.filename or 'file'}: {error.strerror or error}")
         return 2
     name, _, rest = str(error).splitlines()[0].partition(":")
-    _say(f"{_OPTIONS.get(name, name)}:{rest}")
+    _complain(f"{_OPTIONS.get(name, name)}:{rest}")
     return 2
 
 

@@ -64,8 +64,10 @@ def test_loss_trains_through_the_score():
     denoising_loss(model, x, noise, levels).mean().backward()
     values = []
     for shift in (-1e-6, 1e-6):
-        values.append(denoising_loss(Gaussian(4, 0.02 + shift).double(), x, noise, levels).mean().item())
-    assert abs(model.variance.grad.item() - (values[1] - values[0]) / 2e-6) < 1e-4 * abs(model.variance.grad.item())
+        other = Gaussian(4, 0.02).double()
+        other.variance.data.copy_(model.variance.data + shift)
+        values.append(denoising_loss(other, x, noise, levels).mean().item())
+    assert abs(model.variance.grad.item() - (values[1] - values[0]) / 2e-6) < 1e-6 * abs(model.variance.grad.item())
 
 
 def test_noise_levels_cover_the_range_and_favour_the_low_end():
@@ -104,10 +106,10 @@ def test_fast_and_reference_steps_have_the_same_gradient(butane):
 def test_training_learns_and_writes_everything(butane, tmp_path):
     out = tmp_path / "model.safetensors"
     records = []
-    model = train(butane, out, settings=Settings(**{**SMALL, "n_steps": 200, "validate_every": 50}), progress=False,
+    model = train(butane, out, settings=Settings(**{**SMALL, "n_steps": 400, "validate_every": 100, "learning_rate": 5e-3}), progress=False,
                   on_validation=records.append)
-    assert [r["step"] for r in records] == [50, 100, 150, 200]
-    assert records[-1]["held_out_loss"] < records[0]["held_out_loss"] < 1.0
+    assert [r["step"] for r in records] == [100, 200, 300, 400]
+    assert records[-1]["held_out_loss"] < 0.95 * records[0]["held_out_loss"]
     assert len(records[-1]["held_out_loss_per_noise_level"]) == 8
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.loss.png", "model.safetensors"]
     assert (tmp_path / "model.loss.png").read_bytes().startswith(b"\x89PNG")

@@ -59,16 +59,11 @@ def spline_conv(features: Tensor, positions: Tensor, coefficients: Tensor, neigh
     """
     n_replicas, n_atoms, n_features = _check(features, positions, coefficients, neighbors, cutoff)
     offsets = _offsets(neighbors, box, positions)
-    operator = spline_conv_core if _plain(positions.device.type) else torch.ops.diffmd_fast.spline_conv
+    operator = spline_conv_core if run_reference(positions.device.type, "spline_conv") else torch.ops.diffmd_fast.spline_conv
     n_nodes = n_replicas * n_atoms
     messages = operator(features.reshape(n_nodes, n_features), positions.reshape(n_nodes, 3), coefficients,
                         neighbors.row_ptr, neighbors.col, offsets, float(cutoff))
     return messages.view(n_replicas, n_atoms, n_features)
-
-
-@torch.compiler.assume_constant_result  # a compiled function keeps the backend it was compiled under
-def _plain(device_type: str) -> bool:
-    return run_reference(device_type, "spline_conv")
 
 
 def _check(features, positions, coefficients, neighbors, cutoff) -> tuple[int, int, int]:

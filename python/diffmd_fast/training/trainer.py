@@ -181,7 +181,8 @@ def _step(state: State, frames: Tensor, settings: Settings) -> float:
     for group in state.optimizer.param_groups:
         group["lr"] = settings.learning_rate * _schedule(state, settings)
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    # Only what the optimizer needs: without `inputs` the second derivative by the positions would be computed too.
+    loss.backward(inputs=list(state.model.parameters()))
     torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
     state.optimizer.step()
     decay = min(settings.ema_decay, (1 + state.step) / (10 + state.step))
