@@ -202,7 +202,7 @@ def draw_autocorrelation(axes: Axes, comparison: Comparison, connected: bool = T
         ylim=(min(0, axes.get_ylim()[0]), 1.02),
         ylabel="normalized autocorrelation" if connected else r"$\langle\cos(q(t)-q(0))\rangle$",
     )
-    axes.legend(loc="upper right")
+    axes.legend(loc="best")
 
 
 def _curve_label(name: str, function: Any, with_time: bool) -> str:
