@@ -12,7 +12,7 @@ help:             ## this list
 setup: $(STAMP)   ## a virtual environment with the package (editable), its tests and its tools
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/* kernels/*/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt torch numpy scikit-build-core pybind11 ninja
+	$(BIN)/pip install -q -c constraints.txt torch numpy scikit-build-core pybind11 cmake ninja
 	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[test]'
 	@touch $@
 
@@ -33,7 +33,7 @@ lint:             ## style of Python and C++
 	$(BIN)/ruff check python tests benchmarks examples scripts kernels
 
 bench: setup      ## every operation, fast against reference, into benchmarks/.asv
-	$(BIN)/pip install -q -c constraints.txt '.[bench]' 2>/dev/null || $(BIN)/pip install -q asv virtualenv
+	$(BIN)/pip install -q -c constraints.txt asv virtualenv
 	cd benchmarks && ../$(BIN)/asv machine --yes && ../$(BIN)/asv run --python=same --set-commit-hash $$(git rev-parse HEAD) --show-stderr
 
 dashboard:        ## the static site of all benchmark results, in benchmarks/.asv/html
