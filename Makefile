@@ -3,16 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.diffmd-installed
+TEST_STAMP := $(VENV)/.diffmd-test-installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup build demo test test-slow lint bench dashboard clean
 help:             ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
-setup: $(STAMP)   ## a virtual environment with the package (editable), its tests and its tools
+setup: $(STAMP)   ## a virtual environment with the package (editable)
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/* kernels/*/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch numpy scikit-build-core pybind11 cmake ninja
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e .
+	@touch $@
+
+$(TEST_STAMP): $(STAMP)
 	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[test]'
 	@touch $@
 
@@ -22,10 +27,10 @@ build:            ## rebuild the extension in place after a change to csrc/
 demo: setup       ## sample alanine dipeptide, train butane, and show the figures (demo-output/)
 	$(BIN)/python examples/demo.py
 
-test: setup       ## the default tests, under 10 minutes on 2 cores
+test: $(TEST_STAMP)  ## the default tests, under 10 minutes on 2 cores
 	$(BIN)/python -m pytest
 
-test-slow: setup  ## the tests marked slow as well
+test-slow: $(TEST_STAMP)  ## the tests marked slow as well
 	$(BIN)/python -m pytest -m ''
 
 lint:             ## style of Python and C++

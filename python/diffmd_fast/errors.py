@@ -88,6 +88,20 @@ def check_tensor(value: Any, argument: str, shape: tuple, *, dtypes: tuple | Non
         require(value.device == other.device, argument, f"the device of {name} ({other.device})", value.device)
 
 
+def check_folder(folder: Any, argument: str) -> None:
+    """Refuse a folder that is missing or in which no file can be made; asked before a long run."""
+    import tempfile
+    from pathlib import Path
+
+    require(Path(folder).is_dir(), argument, "a file in an existing folder", f"{str(folder)!r}, which is none")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{argument}: expected a folder that can be written to, got {str(folder)!r} "
+                         f"({error.strerror})") from None
+
+
 def check_finite(value: Any, argument: str) -> None:
     """Refuse a tensor with a NaN or an infinity, naming where the first one is."""
     import torch

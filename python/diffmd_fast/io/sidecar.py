@@ -73,6 +73,16 @@ def is_foreign(path: Path) -> bool:
     return path.exists() and _read_json(path) is None
 
 
+def described_beside(path: Path) -> str | None:
+    """A file other than ``path`` and its set that ``path``'s sidecar is of, if that file is still there."""
+    content = _read_json(path.with_suffix(".json"))
+    for name in _file_names(content) if content is not None else ():
+        stem = _REPLICA.sub("", Path(name).stem)
+        if (stem, Path(name).suffix) != (path.stem, path.suffix) and path.with_name(name).exists():
+            return name
+    return None
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write under another name in the same folder, then rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, check_integer, require
+from ..errors import InputError, check_folder, check_integer, require
 from .formats import WRITABLE, FrameWriter, check_suffix, open_writer
 from .molecule import Molecule
-from .sidecar import FORMAT, VERSION, is_foreign, replica_path, write_atomically
+from .sidecar import FORMAT, VERSION, described_beside, is_foreign, replica_path, write_atomically
 from .sources import Frames, Previous, source_frames
 from .store import TrajectoryStore
 
@@ -26,14 +26,12 @@ def check_output(path: str | os.PathLike, argument: str = "path") -> Path:
     """Whether a trajectory can be written to ``path``; ask before a long run.  Returns it as a Path.
 
     Raises :class:`InputError` for an unknown suffix, HDF5 without the package tables, a folder that does
-    not exist or cannot be written to, and a ``.json`` of the same stem that is not ours to replace.
+    not exist or cannot be written to, and a ``.json`` of the same stem that is not ours to replace or tells the
+    replicas of another trajectory apart (``traj.dcd`` beside ``traj.xtc``).
     """
     target = Path(path)
     check_suffix(target, WRITABLE, argument)
-    require(target.parent.is_dir(), argument, "a file in an existing folder", str(target))
-    require(
-        os.access(target.parent, os.W_OK), argument, "a folder that can be written to", str(target.parent)
-    )
+    check_folder(target.parent, argument)
     require(not target.is_dir(), argument, "a file name", f"the folder {target}")
     sidecar = target.with_suffix(".json")
     require(
@@ -41,6 +39,10 @@ def check_output(path: str | os.PathLike, argument: str = "path") -> Path:
         argument,
         f"a name whose companion {sidecar.name} is free",
         f"{sidecar}, which is not from diffmd-fast",
+    )
+    other = described_beside(target)
+    require(
+        other is None, argument, f"a name whose companion {sidecar.name} is free", f"{sidecar}, which is of {other}"
     )
     return target
 

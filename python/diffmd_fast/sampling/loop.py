@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..interrupt import Interrupt
 from .reporters import Progress, Reporter
 from .spring import _row
 from .trajectory import Lost
@@ -140,27 +139,3 @@ class Run:
         self._frozen = self._good[self._frozen_rows] if len(rows) else None
         ends = [first + len(batch) for first, batch in zip(self._first, self._batches)]
         self._running = [b for b, (first, end) in enumerate(zip(self._first, ends)) if self.alive[first:end].any()]
-
-
-class Interrupt:
-    """While inside, the first Ctrl-C sets ``asked`` and the second one interrupts as usual."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._previous: Any = None
-
-    def __enter__(self) -> Interrupt:
-        before = signal.getsignal(signal.SIGINT)
-        # Only the main thread may set handlers, and a process started with Ctrl-C ignored keeps ignoring it.
-        if threading.current_thread() is threading.main_thread() and callable(before):
-            self._previous = before
-            signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def _ask(self, signum, frame) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, self._previous)
-
-    def __exit__(self, *exception) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)

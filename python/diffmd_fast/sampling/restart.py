@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,16 +28,27 @@ def restart_path(out: str | Path) -> Path:
     return Path(f"{out}.restart")
 
 
+def existing_output(out: Path) -> Path | None:
+    """What a new run to ``out`` would replace: the trajectory, its restart file, or files of single replicas."""
+    single = sorted(out.parent.glob(f"{glob.escape(out.stem)}_r[0-9][0-9][0-9][0-9]*{glob.escape(out.suffix)}"))
+    return next((path for path in (out, restart_path(out), *single) if path.exists()), None)
+
+
+def stored_header(out: str | Path) -> dict[str, Any]:
+    """What the restart file of ``out`` says of its run; InputError ``resume`` if there is none."""
+    from ..io import TrajectoryStore
+
+    with TrajectoryStore.open(restart_path(out), argument="resume") as store:
+        return store.header
+
+
 def stored_spring(out: str | Path) -> Spring:
     """The spring of the run that wrote ``out``, read from its restart file; what a resumed run must use.
 
     Raises:
         InputError: no restart file, or one of something else.
     """
-    from ..io import TrajectoryStore
-
-    with TrajectoryStore.open(restart_path(out), argument="resume") as store:
-        header = store.header
+    header = stored_header(out)
     require(
         "time_step" in header and "diffusion" in header,
         "resume",
@@ -106,11 +118,12 @@ class FileFrames:
             self.store = TrajectoryStore.open(restart, append=True, argument="resume")
             try:
                 self._compare(header)
+                self._check_previous()
             except BaseException:
                 self.store.close()
                 raise
         else:
-            there = next((path for path in (self.path, restart) if path.exists()), None)
+            there = existing_output(self.path)
             require(
                 overwrite or there is None,
                 "out",
@@ -128,6 +141,19 @@ class FileFrames:
                     f"({self.store.path}), got {header[key]!r}"
                 )
         require(self.store.n_frames > 0, "resume", "a restart file with at least one frame", str(self.store.path))
+
+    def _check_previous(self) -> None:
+        """A finished run is extended: its trajectory must still be there, or the end could not be written."""
+        from ..io.sources import Previous, source_frames
+
+        if self.store.first_frame == 0:
+            return
+        try:
+            previous = Previous(self.path, source_frames(self.store, self._molecule, None, None), self._molecule)
+        except InputError as error:
+            raise InputError(f"out:{str(error).partition(':')[2]}") from None
+        before = self._per_replica if previous.sidecar is None else previous.sidecar["per_replica"]
+        require(self._per_replica == before, "per_replica", f"{before}, as in the run to resume", self._per_replica)
 
     def last(self) -> tuple[int, np.ndarray, list[Lost]]:
         """(step, positions, lost) of the last whole frame; a killed run leaves no reasons."""

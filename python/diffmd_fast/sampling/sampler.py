@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ..errors import check_integer, check_number, require
+from ..interrupt import Interrupt
 from .evaluation import Evaluator, as_positions, fingerprint, model_temperature
 from .integrators import find_integrator
-from .loop import Interrupt, Run
+from .loop import Run
 from .reporters import Progress, Reporter
 from .restart import FileFrames, MemoryFrames, hash_positions
 from .spring import Spring, _row
@@ -133,7 +134,7 @@ class Sampler:
             RunInterrupted: after Ctrl-C (a KeyboardInterrupt).
         """
         n_steps = check_integer(n_steps, "n_steps", minimum=1, maximum=2**56 - 1)
-        save_every = check_integer(save_every, "save_every", minimum=1)
+        save_every = check_integer(save_every, "save_every", minimum=1, maximum=2**56 - 1)
         check_every = (
             min(save_every, 100) if check_every is None else check_integer(check_every, "check_every", minimum=1)
         )

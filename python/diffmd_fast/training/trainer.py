@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError, NonFiniteError, check_integer, check_number, require
+from ..errors import InputError, NonFiniteError, check_folder, check_integer, check_number, require
+from ..interrupt import Interrupt
 from ..io import Molecule, Snapshots
 from ..models import SchNet
 from ..models.checkpoint import save_model
@@ -57,9 +59,9 @@ class Settings:
 
     def __post_init__(self):
         for name in ("n_steps", "batch_size", "n_features", "n_blocks", "validate_every"):
-            check_integer(getattr(self, name), name, minimum=1)
-        for name in ("warm_up", "seed"):
-            check_integer(getattr(self, name), name, minimum=0)
+            check_integer(getattr(self, name), name, minimum=1, maximum=2**32 - 1)
+        for name in ("warm_up", "seed"):  # seed and step make the 64 bits that batches and noise are drawn from
+            check_integer(getattr(self, name), name, minimum=0, maximum=2**32 - 1)
         check_number(self.learning_rate, "learning_rate", above=0)
         check_number(self.max_seconds, "max_seconds", minimum=0, unit="s")
         check_number(self.cutoff, "cutoff", above=0, unit="nm")
@@ -88,13 +90,15 @@ def train(snapshots: Snapshots, out: str | Path, temperature: float | None = Non
     Args:
         snapshots: positions [frames, atoms, 3] nm with their molecule; ``valid_positions`` are used for validation
             where there are any, else a share of the frames is held out.
-        out: model file (.safetensors).  ``out`+ ".training"`` holds the state for ``resume`` until the end; the
-            figure is ``out`` with the suffix ".loss.png".
+        out: model file (.safetensors); one that exists is replaced at the first validation.  ``out`` with
+            ".training" appended holds the state for ``resume`` until the end; the figure is ``out`` with the suffix
+            ".loss.png".
         temperature: T0 in K of the snapshots; None takes the one stored with them.
         settings: see :class:`Settings`.
         resume: go on from the state that a stopped run left; the result is that of an uninterrupted run, bit for
-            bit, unless max_seconds cuts it.
+            bit, unless max_seconds cuts it.  Ctrl-C finishes the step, keeps the state and raises KeyboardInterrupt.
         progress: show a bar with loss and time left.
+        figure: draw the loss at the end.
         on_validation: called with each validation's record.
 
     Returns:
@@ -107,15 +111,17 @@ def train(snapshots: Snapshots, out: str | Path, temperature: float | None = Non
     settings = settings or Settings()
     out = Path(out)
     temperature = _temperature(snapshots, temperature)
-    require(out.parent.is_dir(), "out", "a file in an existing folder", repr(str(out)))
-    state_path = out.with_name(out.name + ".training")
+    _check_out(out)
+    state_path = training_state_path(out)
     train_frames, valid_frames = _split(snapshots, settings)
     state = _start(train_frames, snapshots.molecule, temperature, settings)
+    data = _fingerprint(snapshots, temperature)
     if resume:
-        _load_state(state_path, state, settings)
-    bar = _bar(settings, state, progress)
+        _load_state(state_path, state, settings, data)
+        _check_resumed(out, state, settings)
     started = time.monotonic() - state.seconds
-    try:
+    # A step cut in half would leave parameters, their average and Adam's moments at different steps.
+    with _bar(settings, state, progress) as bar, Interrupt() as interrupt:
         while not _finished(state, settings):
             loss = _step(state, train_frames, settings)
             state.step += 1
@@ -126,22 +132,50 @@ def train(snapshots: Snapshots, out: str | Path, temperature: float | None = Non
                 if record["held_out_loss"] < state.best:
                     state.best = record["held_out_loss"]
                     _save_best(out, state, train_frames, settings)
-                _save_state(state_path, state, settings)
+                _save_state(state_path, state, settings, data)
                 if on_validation is not None:
                     on_validation(record)
-    except KeyboardInterrupt:
-        _save_state(state_path, state, settings)
-        raise
-    finally:
-        bar.close()
+            if interrupt.asked and not _finished(state, settings):
+                _save_state(state_path, state, settings, data)
+                raise KeyboardInterrupt(f"stopped after step {state.step}; the state is in {state_path}")
     from ..models.checkpoint import load_model
 
     if figure:
         from .figure import loss_figure
 
         loss_figure(state.history, out.with_suffix(".loss.png"))
+    model = load_model(out)
     state_path.unlink(missing_ok=True)
-    return load_model(out)
+    return model
+
+
+def training_state_path(out: str | Path) -> Path:
+    """``model.safetensors.training`` beside ``model.safetensors``."""
+    return Path(f"{out}.training")
+
+
+def _check_out(out: Path) -> None:
+    require(out.suffix == ".safetensors", "out", "a file ending in .safetensors", repr(str(out)))
+    require(not out.is_dir(), "out", "a file name", f"the folder {str(out)!r}")
+    check_folder(out.parent, "out")
+
+
+def _fingerprint(snapshots: Snapshots, temperature: float) -> str:
+    """A hash of what is trained on, so that a resumed training goes on with the same."""
+    digest = hashlib.sha256(f"{temperature!r} {json.dumps(snapshots.molecule.to_dict())}".encode())
+    for positions in (snapshots.positions, snapshots.valid_positions):
+        if positions is not None:
+            digest.update(torch.as_tensor(positions, dtype=torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_resumed(out: Path, state: State, settings: Settings) -> None:
+    require(state.step <= settings.n_steps, "n_steps", f"at least {state.step}, which the training has already",
+            settings.n_steps)
+    require(bool(state.history) or not _finished(state, settings), "max_seconds",
+            f"more than the {state.seconds:.0f} s that the training has taken already", f"{settings.max_seconds:g} s")
+    require(out.is_file() or not state.history, "out", "the model file of the stopped training",
+            f"no file {str(out)!r}")
 
 
 def _temperature(snapshots: Snapshots, temperature: float | None) -> float:
@@ -219,6 +253,9 @@ def _validate(state: State, train_frames: Tensor, valid_frames: Tensor, settings
         per_level[f"{level:.4g}"] = torch.cat(values).mean().item()
     record = {"step": state.step, "seconds": round(state.seconds, 1), "loss": loss,
               "held_out_loss": sum(per_level.values()) / len(per_level), "held_out_loss_per_noise_level": per_level}
+    if not math.isfinite(record["held_out_loss"]):
+        raise NonFiniteError(f"loss: held-out loss {record['held_out_loss']} at training step {state.step}; lower "
+                             f"learning_rate ({settings.learning_rate:g})")
     state.history.append(record)
     return record
 
@@ -230,7 +267,7 @@ def _save_best(out: Path, state: State, frames: Tensor, settings: Settings) -> N
     save_model(out, model)
 
 
-def _save_state(path: Path, state: State, settings: Settings) -> None:
+def _save_state(path: Path, state: State, settings: Settings, data: str) -> None:
     from safetensors.torch import save_file
 
     tensors = {f"model.{k}": v for k, v in state.model.state_dict().items()}
@@ -238,13 +275,13 @@ def _save_state(path: Path, state: State, settings: Settings) -> None:
     for i, moments in state.optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
     header = {"step": state.step, "seconds": state.seconds, "best": state.best, "history": state.history,
-              "settings": asdict(settings)}
+              "settings": asdict(settings), "data": data}
     temporary = path.with_name(path.name + ".tmp")
     save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"state": json.dumps(header)})
     os.replace(temporary, path)
 
 
-def _load_state(path: Path, state: State, settings: Settings) -> None:
+def _load_state(path: Path, state: State, settings: Settings, data: str) -> None:
     from safetensors import SafetensorError, safe_open
 
     require(path.is_file(), "resume", "the state of a stopped training beside the model file",
@@ -257,6 +294,8 @@ def _load_state(path: Path, state: State, settings: Settings) -> None:
         changed = [k for k, v in asdict(before).items() if v != asdict(settings)[k] and k not in
                    ("n_steps", "max_seconds", "validate_every")]
         require(not changed, "resume", "the settings of the stopped training", f"other values of {', '.join(changed)}")
+        require(header.get("data", data) == data, "resume", "the snapshots and the temperature of the stopped training",
+                "others")
         state.model.load_state_dict(_part(tensors, "model."))
         state.average.load_state_dict(_part(tensors, "average."))
         adam = state.optimizer.state_dict()
@@ -266,13 +305,13 @@ def _load_state(path: Path, state: State, settings: Settings) -> None:
             moments.setdefault(int(index), {})[key] = value
         adam["state"] = moments
         state.optimizer.load_state_dict(adam)
+        state.step, state.seconds = int(header["step"]), float(header["seconds"])
+        state.best, state.history = float(header["best"]), list(header["history"])
     except InputError:
         raise
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"resume: expected a whole training state for these snapshots, got {str(path)!r} "
-                         f"({str(error).splitlines()[0]})") from error
-    state.step, state.seconds = header["step"], header["seconds"]
-    state.best, state.history = header["best"], header["history"]
+                         f"({(str(error) or type(error).__name__).splitlines()[0]})") from error
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -283,8 +322,8 @@ def _bar(settings: Settings, state: State, progress: bool):
     from tqdm import tqdm
 
     if settings.max_seconds:
-        return tqdm(total=round(settings.max_seconds), initial=round(state.seconds), unit="s", desc="training", mininterval=1,
-                    disable=not progress, bar_format="{l_bar}{bar}| {n:.0f}/{total} s{postfix}")
+        return tqdm(total=round(settings.max_seconds), initial=round(state.seconds), unit="s", desc="training",
+                    mininterval=1, disable=not progress, bar_format="{l_bar}{bar}| {n:.0f}/{total} s{postfix}")
     return tqdm(total=settings.n_steps, initial=state.step, unit="step", desc="training", mininterval=1,
                 disable=not progress)
 
