@@ -7,6 +7,7 @@ import functools
 import warnings
 
 import torch  # before _C: both then share one OpenMP runtime
+from torch.autograd import forward_ad
 
 from . import _C
 from .errors import UnavailableError, require
@@ -96,6 +97,17 @@ def say_once(key: str, message: str) -> None:
         warnings.warn(message, stacklevel=3)
 
 
+def in_transform() -> bool:
+    """True inside torch.func's transforms (grad, vmap, jvp, ...) and in forward-mode differentiation.
+
+    Registered operators have no rule for these: torch would drop a tangent without a word, so a directional
+    derivative would come out as zero.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def run_reference(device_type: str, operation: str, triton: bool = False) -> bool:
     """True when ``operation`` on tensors of ``device_type`` is to run as plain PyTorch.
 
@@ -103,6 +115,10 @@ def run_reference(device_type: str, operation: str, triton: bool = False) -> boo
     """
     name = current_backend()
     if name == "reference":
+        return True
+    if in_transform():
+        say_once(f"{operation}:transform", f"{operation}: no kernel for torch.func or forward-mode derivatives; "
+                 "running the plain PyTorch reference")
         return True
     if name == "triton":
         if not triton:
