@@ -8,6 +8,7 @@ prints that line and exits with 2.
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 
@@ -26,7 +27,12 @@ class NonFiniteError(ArithmeticError):
 def require(condition: bool, argument: str, expected: str, got: Any) -> None:
     """Raise :class:`InputError` ``"argument: expected ..., got ..."`` unless ``condition`` holds."""
     if not condition:
-        raise InputError(f"{argument}: expected {expected}, got {got}")
+        raise InputError(f"{argument}: expected {expected}, got {_one_line(got)}")
+
+
+def _one_line(value: Any) -> str:
+    """``str(value)`` without line breaks, which tensors and arrays have."""
+    return " ".join(line.strip() for line in str(value).splitlines())
 
 
 def check_number(value: Any, argument: str, *, minimum: float | None = None, above: float | None = None,
@@ -40,8 +46,8 @@ def check_number(value: Any, argument: str, *, minimum: float | None = None, abo
         bound = f"a finite number of at least {minimum:g}{suffix}"
     try:
         number = float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{argument}: expected {bound}, got {value!r}") from None
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor of several elements
+        raise InputError(f"{argument}: expected {bound}, got {_one_line(repr(value))}") from None
     ok = math.isfinite(number)
     ok = ok and (above is None or number > above) and (minimum is None or number >= minimum)
     require(ok, argument, bound, f"{number:g}{suffix}")
@@ -55,9 +61,12 @@ def check_integer(value: Any, argument: str, *, minimum: int | None = None, maxi
         bound += f" of at least {minimum}"
     if maximum is not None:
         bound += f"{' and' if minimum is not None else ' of'} at most {maximum}"
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InputError(f"{argument}: expected {bound}, got {value!r}")
-    number = value.__index__()
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except (TypeError, ValueError, RuntimeError):  # arrays and tensors of floats have __index__ and refuse it
+        number = None
+    if number is None:
+        raise InputError(f"{argument}: expected {bound}, got {_one_line(repr(value))}")
     ok = (minimum is None or number >= minimum) and (maximum is None or number <= maximum)
     require(ok, argument, bound, number)
     return number

@@ -170,6 +170,47 @@ def test_non_contiguous_and_empty(rng):
     assert ops.em_step(positions[:0], score[:0], **COMMON).shape == (0, 4, 3)
 
 
+def test_strided_and_expanded_values_are_read_as_they_are(rng):
+    """A view's memory is not its values: every second one, or one for all."""
+    positions, score = make(rng, 6, 4)
+    numbers = torch.rand(12, generator=rng, dtype=torch.float64) + 0.5
+    for pick in (numbers[::2], numbers[0].expand(6)):
+        want = ops.em_step(positions, score, **dict(COMMON, variance=pick.clone()))
+        assert torch.equal(ops.em_step(positions, score, **dict(COMMON, variance=pick)), want)
+        want = ops.em_step(positions, score, **dict(COMMON, diffusion=pick[:4].clone()))
+        assert torch.equal(ops.em_step(positions, score, **dict(COMMON, diffusion=pick[:4])), want)
+        one = torch.ones(1, dtype=torch.float64)
+        got = torch.ops.diffmd_fast.em_step(positions, score, one, pick, 0, 0, 0, False, False)[0]
+        assert torch.equal(got, torch.ops.diffmd_fast.em_step(positions, score, one, pick.clone(), 0, 0, 0, False,
+                                                              False)[0])
+
+
+ONES = torch.ones(1, dtype=torch.float64)
+RAW_BAD = [
+    ("positions", dict(positions=torch.zeros(3, 3))),
+    ("positions", dict(positions=torch.zeros(2, 3, 3, dtype=torch.float16))),
+    ("score", dict(score=torch.zeros(1, 3, 3))),
+    ("score", dict(score=torch.zeros(2, 3, 3, dtype=torch.float64))),
+    ("diffusion_time", dict(diffusion_time=torch.ones(1))),
+    ("diffusion_time", dict(diffusion_time=ONES[:0])),
+    ("diffusion_time", dict(diffusion_time=ONES.expand(2))),
+    ("variance", dict(variance=ONES.expand(3))),
+    ("variance", dict(variance=ONES[0])),
+    ("first_replica", dict(first_replica=-1)),
+    ("step", dict(step=2**56)),
+    ("diffusion_time", dict(positions=torch.zeros(2, 3, 3, requires_grad=True),
+                            diffusion_time=ONES.clone().requires_grad_())),
+]
+
+
+@pytest.mark.parametrize(("argument", "change"), RAW_BAD)
+def test_flat_operator_checks_before_it_touches_memory(argument, change):
+    arguments = dict(positions=torch.zeros(2, 3, 3), score=torch.zeros(2, 3, 3), diffusion_time=ONES, variance=ONES,
+                     seed=0, first_replica=0, step=0, with_noise=False, with_log_density=False)
+    with pytest.raises(InputError, match=f"^{argument}:"):
+        torch.ops.diffmd_fast.em_step(*{**arguments, **change}.values())
+
+
 BAD = [
     ("positions", dict(positions=torch.zeros(3, 3))),
     ("positions", dict(positions=torch.zeros(2, 3, 3, dtype=torch.int32))),
@@ -191,6 +232,9 @@ BAD = [
     ("variance", dict(variance=torch.ones(3))),
     ("seed", dict(seed=-1)),
     ("seed", dict(seed=1.5)),
+    ("seed", dict(seed=torch.tensor(1.5))),
+    ("time_step", dict(time_step=torch.ones(2, 2))),
+    ("time_step", dict(time_step=10**400)),
     ("first_replica", dict(first_replica=2**32)),
     ("step", dict(step=-1)),
 ]

@@ -298,21 +298,24 @@ BAD = [
     ("neighbors.shift", dict(shift=torch.zeros(5, 3, dtype=torch.int32))),
     ("box", dict(shift=torch.zeros(6, 3, dtype=torch.int32))),
     ("box", dict(box=[3.0, 3.0, 3.0])),
+    ("neighbors", dict(col=torch.tensor([1, 2, 0, 9, 0, 1], dtype=torch.int32), box=3 * torch.eye(3)[None],
+                       shift=torch.zeros(6, 3, dtype=torch.int32))),
     ("box", dict(shift=torch.zeros(6, 3, dtype=torch.int32), box=torch.ones(2))),
     ("box", dict(shift=torch.zeros(6, 3, dtype=torch.int32), box="cubic")),
     ("box", dict(shift=torch.zeros(6, 3, dtype=torch.int32), box=torch.ones(3, requires_grad=True))),
 ]
 
 
+@pytest.mark.parametrize("operator", [ops.spline_conv, reference.spline_conv])
 @pytest.mark.parametrize(("argument", "change"), BAD)
-def test_bad_input_is_one_clear_error(argument, change):
+def test_bad_input_is_one_clear_error(operator, argument, change):
     neighbors = symmetric_list(3, [(0, 1), (0, 2), (1, 2)])
     parts = {name: change[name] for name in ("row_ptr", "col", "shift") if name in change}
     arguments = dict(features=torch.zeros(1, 3, 2), positions=torch.zeros(1, 3, 3),
                      coefficients=torch.zeros(5, 2), neighbors=neighbors._replace(**parts), cutoff=CUTOFF)
     arguments |= {name: value for name, value in change.items() if name not in parts}
     with pytest.raises(InputError) as error:
-        ops.spline_conv(**arguments)
+        operator(**arguments)
     assert str(error.value).startswith(argument + ":") and "\n" not in str(error.value)
 
 
@@ -333,6 +336,12 @@ def test_flat_operators_check_their_shapes(rng):
                     (4, neighbors.col.long())):
         with pytest.raises(InputError):
             torch.ops.diffmd_fast.spline_conv(*graph[:at], bad, *graph[at + 1:], CUTOFF)
+    for at, bad in ((0, h.sum()), (2, c.sum())):
+        with pytest.raises(InputError, match="^features:"):
+            torch.ops.diffmd_fast.spline_conv(*graph[:at], bad, *graph[at + 1:], CUTOFF)
+    offsets = torch.zeros(neighbors.col.numel(), 3, requires_grad=True)
+    with pytest.raises(InputError, match="^offsets: .*without gradient"):
+        torch.ops.diffmd_fast.spline_conv(*graph[:5], offsets, CUTOFF)
     with pytest.raises(InputError, match="grad:"):
         torch.ops.diffmd_fast.spline_conv_backward(graph[0][:3], *graph, CUTOFF, True, True, True)
     with pytest.raises(InputError, match="along_positions:"):

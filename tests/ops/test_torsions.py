@@ -300,6 +300,12 @@ def test_registered_operators_check_before_they_touch_memory():
     x, q = torch.zeros(2, 5, 3), rows([0, 1, 2, 3])
     with pytest.raises(InputError, match="^quadruples:"):
         OPERATORS.torsions_backward(torch.zeros(2, 1, 2), x, rows([0, 1, 2, 99]))
+    for bad in (x.half(), x[0]):
+        with pytest.raises(InputError, match="^positions:"):
+            OPERATORS.torsions(bad, q)
+    for bad in (q + 0.5, q[0], q[:, :3]):
+        with pytest.raises(InputError, match="^quadruples:"):
+            OPERATORS.torsions(x, bad)
     with pytest.raises(InputError, match="^grad_output:"):
         OPERATORS.torsions_backward(torch.zeros(2, 2, 2), x, q)
     with pytest.raises(InputError, match="^cotangent:"):

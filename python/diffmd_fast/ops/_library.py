@@ -6,7 +6,8 @@ import torch
 
 # torch is imported before the native module on purpose: the module then shares torch's OpenMP runtime instead of
 # bringing a second pool of threads.
-from .. import _C  # noqa: F401
+from .. import _C
+from ..errors import check_integer, require
 
 LIBRARY = torch.library.Library("diffmd_fast", "DEF")
 NATIVE_DTYPES = {torch.float32: "float32", torch.float64: "float64"}
@@ -16,8 +17,6 @@ _threads: int | None = None
 def set_num_threads(n: int | None) -> None:
     """Threads of the native kernels; None (the default) follows ``torch.get_num_threads()``."""
     global _threads
-    from ..errors import check_integer
-
     _threads = None if n is None else check_integer(n, "n_threads", minimum=1, maximum=1024)
 
 
@@ -34,8 +33,8 @@ def native(name: str, dtype: torch.dtype):
 def define(schema: str, cpu, fake, other=None, cuda=None) -> None:
     """Register an operator: its schema, CPU kernel, fake (shapes only) kernel, and the kernels of other devices.
 
-    ``other`` is the plain PyTorch reference in the schema's own signature; it serves every device without a
-    kernel of its own.  ``cuda`` serves CUDA tensors in its place.
+    ``other``, where given, is the plain PyTorch reference in the schema's own signature; it serves every device
+    without a kernel of its own.  ``cuda`` serves CUDA tensors in its place.
     """
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -46,5 +45,12 @@ def define(schema: str, cpu, fake, other=None, cuda=None) -> None:
     torch.library.register_fake(f"diffmd_fast::{name}", fake, lib=LIBRARY)
 
 
-def register_autograd(name: str, backward, setup_context) -> None:
+def register_autograd(name: str, backward, setup_context=None) -> None:
     torch.library.register_autograd(f"diffmd_fast::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+
+
+def refuse_gradient(ctx, operation: str, inputs: dict[int, str]) -> None:
+    """Refuse inputs, by number and name, whose gradient would silently be missing."""
+    for i, name in inputs.items():
+        require(not ctx.needs_input_grad[i], name, f"a tensor without gradient ({operation} is not differentiable with "
+                f"respect to {name})", "requires_grad=True")

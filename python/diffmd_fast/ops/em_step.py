@@ -15,7 +15,7 @@ from torch import Tensor
 from ..backend import current_backend, run_reference, triton_runs
 from ..errors import InputError, check_integer, check_number, check_tensor, require
 from ..reference.em_step import EmStepResult, em_step_core, log_density_of
-from ._library import define, get_num_threads, native, register_autograd
+from ._library import NATIVE_DTYPES, define, get_num_threads, native, refuse_gradient, register_autograd
 
 
 def em_step(positions: Tensor, score: Tensor, *, diffusion: float | Tensor, time_step: float | None = None,
@@ -90,18 +90,39 @@ def _per(name: str, value, n: int, device, unit: str, above_zero: bool, each: st
     require(value.dim() <= 1 and value.numel() in (1, n), name, f"a number or shape [{n}] (one for each of the {each})",
             f"shape {list(value.shape)}")
     require(value.device == device, name, f"the device of positions ({device})", value.device)
-    value = value.to(torch.float64).reshape(-1)
+    value = value.to(torch.float64).reshape(-1).contiguous()  # kernels read it through its address
     good = torch.isfinite(value) & (value > 0 if above_zero else value >= 0)
     require(bool(good.all()), name, f"finite values {'above' if above_zero else 'of at least'} 0 {unit}".rstrip(),
             f"{value[~good][:1].tolist()} among them")
     return value
 
 
+def _check_call(positions, score, diffusion_time, variance, first_replica, step) -> None:
+    """What memory safety needs: callers of torch.ops.diffmd_fast.em_step have not met the checks above.
+
+    One condition for all, so that the sampler's calls, which have, pay next to nothing.
+    """
+    if (positions.dim() == 3 and positions.shape[2] == 3 and positions.dtype in NATIVE_DTYPES
+            and score.shape == positions.shape and score.dtype == positions.dtype
+            and diffusion_time.shape in ((1,), positions.shape[1:2]) and variance.shape in ((1,), positions.shape[:1])
+            and diffusion_time.dtype == variance.dtype == torch.float64
+            and 0 <= first_replica <= 2**32 - 1 and 0 <= step < 2**56):
+        return
+    check_tensor(positions, "positions", ("replicas", "atoms", 3))
+    check_tensor(score, "score", tuple(positions.shape), like=("positions", positions))
+    for name, value, n in (("diffusion_time", diffusion_time, positions.shape[1]),
+                           ("variance", variance, positions.shape[0])):
+        check_tensor(value, name, (n if value.numel() != 1 else 1,), dtypes=(torch.float64,))
+    check_integer(first_replica, "first_replica", minimum=0, maximum=2**32 - 1)
+    check_integer(step, "step", minimum=0, maximum=2**56 - 1)
+
+
 def _cpu(positions, score, diffusion_time, variance, seed, first_replica, step, with_noise, with_log_density):
+    _check_call(positions, score, diffusion_time, variance, first_replica, step)
     if current_backend() == "triton":  # in its interpreter
         return _triton(positions, score, diffusion_time, variance, seed, first_replica, step, with_noise,
                        with_log_density)
-    positions, score = positions.contiguous(), score.contiguous()
+    positions, score, diffusion_time, variance = (t.contiguous() for t in (positions, score, diffusion_time, variance))
     n_replicas, n_atoms, _ = positions.shape
     moved = torch.empty_like(positions)
     noise = torch.empty_like(positions) if with_noise or with_log_density else positions.new_empty(0)
@@ -123,6 +144,7 @@ def _triton(positions, score, diffusion_time, variance, seed, first_replica, ste
 
 
 def _cuda(positions, score, diffusion_time, variance, seed, first_replica, step, with_noise, with_log_density):
+    _check_call(positions, score, diffusion_time, variance, first_replica, step)
     run = _triton if triton_runs("em_step") else _other
     return run(positions, score, diffusion_time, variance, seed, first_replica, step, with_noise, with_log_density)
 
@@ -142,6 +164,7 @@ def _fake(positions, score, diffusion_time, variance, seed, first_replica, step,
 
 
 def _setup_context(ctx, inputs, output):
+    refuse_gradient(ctx, "em_step", {2: "diffusion_time", 3: "variance"})
     ctx.save_for_backward(inputs[2])
     ctx.mark_non_differentiable(output[1], output[2])
 

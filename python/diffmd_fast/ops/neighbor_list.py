@@ -15,8 +15,8 @@ from torch import Tensor
 from .. import _C
 from ..backend import run_reference
 from ..errors import InputError, check_number, check_tensor, require
-from ..reference.neighbor_list import NeighborList, edge_vectors, inverse_boxes, neighbor_list_core
-from ._library import define, get_num_threads, native, register_autograd
+from ..reference.neighbor_list import NeighborList, edge_rows, edge_vectors, inverse_boxes, neighbor_list_core
+from ._library import define, get_num_threads, native, refuse_gradient, register_autograd
 
 # "brute_force" looks at every pair of a replica, "cell_list" only at those in cells side by side (linear time);
 # "auto" takes the cells from this many atoms on, where they were measured to win. All give the same list.
@@ -56,7 +56,9 @@ def neighbor_list(positions: Tensor, cutoff: float | None, *, box: Tensor | None
     else:
         cutoff = check_number(cutoff, "cutoff", above=0, unit="nm")
         check_number(cutoff + skin, "skin", above=0, unit="nm (cutoff + skin)")
-    boxes = _boxes(box, positions, cutoff, skin)
+    boxes = as_boxes(box, positions, "neighbor_list")
+    if boxes.device.type != "meta" and boxes.shape[0]:
+        check_boxes(boxes, cutoff, skin)
     reach = math.inf if cutoff is None else cutoff + skin
     fixed = positions.detach()
     if run_reference(positions.device.type, "neighbor_list"):
@@ -70,8 +72,8 @@ def neighbor_list(positions: Tensor, cutoff: float | None, *, box: Tensor | None
     return NeighborList(*outputs, measured[1] if return_distances else None, measured[0] if return_vectors else None)
 
 
-def _boxes(box, positions: Tensor, cutoff: float | None, skin: float) -> Tensor:
-    """``box`` as float64 [0, 3, 3] (none), [1, 3, 3] or [replicas, 3, 3], checked against cutoff and skin."""
+def as_boxes(box, positions: Tensor, operation: str) -> Tensor:
+    """``box`` as float64 [0, 3, 3] (none), [1, 3, 3] or [replicas, 3, 3], checked but for the vectors' values."""
     n_replicas = positions.shape[0]
     if box is None:
         return positions.new_empty((0, 3, 3), dtype=torch.float64)
@@ -82,14 +84,11 @@ def _boxes(box, positions: Tensor, cutoff: float | None, skin: float) -> Tensor:
         raise InputError(f"box: expected {wanted}, got {type(box).__name__}") from None
     require(box.device == positions.device, "box", f"the device of positions ({positions.device})", box.device)
     require(not box.dtype.is_complex and box.dtype != torch.bool, "box", "real numbers", box.dtype)
-    require(not box.requires_grad, "box", "a tensor without gradient (neighbor_list is not differentiable with "
+    require(not box.requires_grad, "box", f"a tensor without gradient ({operation} is not differentiable with "
             "respect to box)", "requires_grad=True")
     require(tuple(box.shape) in ((3,), (3, 3), (n_replicas, 3, 3)), "box", wanted, f"shape {list(box.shape)}")
     box = box.to(torch.float64)
-    boxes = torch.diag(box)[None] if box.dim() == 1 else box.reshape(-1, 3, 3).contiguous()
-    if boxes.device.type != "meta" and boxes.shape[0]:
-        check_boxes(boxes, cutoff, skin)
-    return boxes
+    return torch.diag(box)[None] if box.dim() == 1 else box.reshape(-1, 3, 3).contiguous()
 
 
 def check_boxes(boxes: Tensor, cutoff: float, skin: float) -> None:
@@ -194,8 +193,10 @@ def _other(positions, box, reach, method):
 
 
 def _fake(positions, box, reach, method):
-    n_nodes = positions.shape[0] * positions.shape[1]
-    n_edges = torch.library.get_ctx().new_dynamic_size()
+    n_replicas, n_atoms, _ = positions.shape
+    n_nodes = n_replicas * n_atoms
+    all_pairs = math.isinf(reach)  # then the number of edges is known without the positions
+    n_edges = n_nodes * max(0, n_atoms - 1) if all_pairs else torch.library.get_ctx().new_dynamic_size()
     return (positions.new_empty(n_nodes + 1, dtype=torch.int64), positions.new_empty(n_edges, dtype=torch.int32),
             positions.new_empty((n_edges if box.shape[0] else 0, 3), dtype=torch.int32),
             positions.new_empty(n_edges, dtype=torch.int64))
@@ -215,8 +216,8 @@ def _vectors_cpu(positions, box, row_ptr, col, shift):
         n_replicas, n_atoms, n_edges, positions.data_ptr(), box.data_ptr() if periodic else 0, box.shape[0] > 1,
         row_ptr.data_ptr(), col.data_ptr(), shift.data_ptr(), vectors.data_ptr(), distances.data_ptr(),
         get_num_threads())
-    require(good, "col", "a neighbor list of these positions (row_ptr ascending, col below the number of atoms)",
-            "an index outside")
+    require(good, "col", "a neighbor list of these positions (row_ptr ascending from 0 to the number of edges, col "
+            "below the number of atoms)", "another")
     return vectors, distances
 
 
@@ -225,6 +226,7 @@ def _vectors_fake(positions, box, row_ptr, col, shift):
 
 
 def _vectors_setup_context(ctx, inputs, output):
+    refuse_gradient(ctx, "neighbor_vectors", {1: "box"})
     ctx.save_for_backward(*inputs)
 
 
@@ -235,7 +237,7 @@ def _vectors_backward(ctx, grad_vectors, grad_distances):
     apart = distances > 0
     direction = torch.where(apart[:, None], vectors / torch.where(apart, distances, 1.0)[:, None], 0.0)
     along = grad_vectors + grad_distances[:, None] * direction
-    row = NeighborList(row_ptr, col, shift, col).rows()
+    row = edge_rows(row_ptr, col.numel())
     grad = torch.zeros_like(positions).reshape(-1, 3).index_add(0, col, along).index_add(0, row, -along)
     return grad.reshape(positions.shape), None, None, None, None
 

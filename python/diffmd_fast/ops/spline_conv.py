@@ -9,18 +9,14 @@ Fast path: csrc/spline_conv.cpp.  Truth: reference/spline_conv.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from ..backend import run_reference
-from ..errors import InputError, UnavailableError, check_number, check_tensor, require
+from ..errors import UnavailableError, check_number, check_tensor, require
 from ..reference.spline_conv import spline_conv_core
-from ._library import NATIVE_DTYPES, define, get_num_threads, native, register_autograd
-
-if TYPE_CHECKING:
-    from .neighbor_list import NeighborList
+from ._library import NATIVE_DTYPES, define, get_num_threads, native, refuse_gradient, register_autograd
+from .neighbor_list import NeighborList, as_boxes
 
 MAX_KNOTS = 1_000_000
 _STATUS = {
@@ -59,8 +55,11 @@ def spline_conv(features: Tensor, positions: Tensor, coefficients: Tensor, neigh
     """
     n_replicas, n_atoms, n_features = _check(features, positions, coefficients, neighbors, cutoff)
     offsets = _offsets(neighbors, box, positions)
-    operator = spline_conv_core if run_reference(positions.device.type, "spline_conv") else torch.ops.diffmd_fast.spline_conv
     n_nodes = n_replicas * n_atoms
+    operator = torch.ops.diffmd_fast.spline_conv
+    if run_reference(positions.device.type, "spline_conv"):
+        operator = spline_conv_core
+        _check_list(neighbors, n_nodes)
     messages = operator(features.reshape(n_nodes, n_features), positions.reshape(n_nodes, 3), coefficients,
                         neighbors.row_ptr, neighbors.col, offsets, float(cutoff))
     return messages.view(n_replicas, n_atoms, n_features)
@@ -94,25 +93,22 @@ def _offsets(neighbors: NeighborList, box, positions: Tensor) -> Tensor:
         require(n_shifts == 0, "box", "the box that the neighbor list was made with", None)
         return positions.new_empty(0, 3)
     require(n_shifts == n_edges, "box", "None, as the neighbor list was made without one", "a box")
-    wanted = f"edge lengths [3], box vectors [3, 3] or one box per replica [{n_replicas}, 3, 3]"
-    try:
-        box = torch.as_tensor(box, device=None if isinstance(box, Tensor) else positions.device)
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"box: expected {wanted}, got {type(box).__name__}") from None
-    require(tuple(box.shape) in ((3,), (3, 3), (n_replicas, 3, 3)), "box", wanted, f"shape {list(box.shape)}")
-    require(box.device == positions.device, "box", f"the device of positions ({positions.device})",
-            box.device)
-    require(not box.requires_grad, "box", "a tensor without gradient (spline_conv is not differentiable with "
-            "respect to the box)", "requires_grad=True")
-    box, shift = box.to(torch.float64), neighbors.shift.to(torch.float64)
-    if box.dim() == 1:
-        offsets = shift * box
-    elif box.dim() == 2:
-        offsets = shift @ box
-    else:
-        replica = torch.div(neighbors.col, max(n_atoms, 1), rounding_mode="floor").long()
-        offsets = (shift[:, None] @ box[replica])[:, 0]
-    return offsets.to(positions.dtype)
+    boxes, shift = as_boxes(box, positions, "spline_conv"), neighbors.shift.to(torch.float64)
+    if boxes.shape[0] == 1:
+        return (shift @ boxes[0]).to(positions.dtype)
+    replica = torch.div(neighbors.col, max(n_atoms, 1), rounding_mode="floor").long()
+    replica = replica.clamp(0, max(n_replicas - 1, 0))  # a col outside is refused later, by name
+    return (shift[:, None] @ boxes[replica])[:, 0].to(positions.dtype)
+
+
+def _check_list(neighbors: NeighborList, n_nodes: int) -> None:
+    """What the native code checks itself: indexing in torch would count a negative index from the end."""
+    row_ptr, col = neighbors.row_ptr, neighbors.col
+    if col.device.type == "meta" or torch.compiler.is_compiling():
+        return  # no values to look at
+    ends = (row_ptr[0] == 0) & (row_ptr[-1] == col.numel()) & (row_ptr[1:] >= row_ptr[:-1]).all()
+    require(bool(ends), *_STATUS[1])
+    require(bool(((col >= 0) & (col < n_nodes)).all()), *_STATUS[2])
 
 
 # ---- the three operators on flat nodes: [nodes, features], [nodes, 3], [knots, features] ------------------
@@ -125,7 +121,10 @@ def _call(name: str, graph: tuple, *tensors: Tensor | None) -> None:
     features, positions, coefficients, row_ptr, col, offsets, cutoff = graph
     n_nodes, n_edges, dtype = row_ptr.numel() - 1, col.numel(), features.dtype
     require(dtype in NATIVE_DTYPES, "features", "dtype float32 or float64", dtype)
-    n_features, n_knots = features.shape[-1], coefficients.shape[0]
+    require(features.dim() == coefficients.dim() == 2, "features", "shape [nodes, features], and coefficients of "
+            "shape [knots, features]", f"{list(features.shape)} and {list(coefficients.shape)}")
+    require(n_nodes < 2**31, "features", "fewer than 2147483648 nodes (col is 32-bit)", n_nodes)
+    n_features, n_knots = features.shape[1], coefficients.shape[0]
     flat = {"features": (features, (n_nodes, n_features), dtype),
             "positions": (positions, (n_nodes, 3), dtype),
             "coefficients": (coefficients, (n_knots, n_features), dtype),
@@ -219,6 +218,7 @@ def _will_run(node) -> bool:
 
 
 def _setup_context(ctx, inputs, output):
+    refuse_gradient(ctx, "spline_conv", {5: "offsets"})
     ctx.save_for_backward(*inputs[:6])
     ctx.cutoff = inputs[6]
     ctx.set_materialize_grads(False)
@@ -248,10 +248,6 @@ def _backward_backward(ctx, *along):
     return *map(_asked, grads, wanted), None, None, None, None, None, None, None
 
 
-def _setup_context_double_backward(ctx, inputs, output):
-    pass
-
-
 def _no_third_derivative(ctx, *grads):
     raise UnavailableError("spline_conv: the third derivative (of spline_conv_double_backward) is not "
                            "available natively; use_backend(\"reference\") has derivatives of any order")
@@ -265,4 +261,4 @@ define("spline_conv_double_backward(Tensor? along_features, Tensor? along_positi
        "-> (Tensor, Tensor, Tensor, Tensor)", _cpu_double_backward, _fake_double_backward)
 register_autograd("spline_conv", _backward, _setup_context)
 register_autograd("spline_conv_backward", _backward_backward, _setup_context_backward)
-register_autograd("spline_conv_double_backward", _no_third_derivative, _setup_context_double_backward)
+register_autograd("spline_conv_double_backward", _no_third_derivative)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..backend import run_reference
-from ..errors import InputError, UnavailableError, check_tensor, require
+from ..errors import InputError, UnavailableError, check_tensor
 from ..reference.torsions import torsions_backward_core, torsions_core, torsions_double_backward_core
 from ._library import define, get_num_threads, native, register_autograd
 
@@ -60,12 +60,10 @@ def _call(name: str, positions: Tensor, quadruples: Tensor, grad_output: Tensor 
           cotangent: Tensor | None = None, output: Tensor | None = None,
           grad_positions: Tensor | None = None) -> None:
     """Run one native kernel; it checks the quadruples before it writes to the outputs."""
+    check_tensor(positions, "positions", ("replicas", "atoms", 3))
+    check_tensor(quadruples, "quadruples", ("torsions", 4), dtypes=(torch.int64, torch.int32))
     positions, quadruples = positions.contiguous(), quadruples.to(torch.int64).contiguous()
     n_replicas, n_atoms, n_torsions = positions.shape[0], positions.shape[1], quadruples.shape[0]
-    require(positions.dim() == 3 and positions.shape[2] == 3, "positions", "shape [replicas, atoms, 3]",
-            f"shape {list(positions.shape)}")
-    require(quadruples.dim() == 2 and quadruples.shape[1] == 4, "quadruples", "shape [torsions, 4]",
-            f"shape {list(quadruples.shape)}")
     inputs = []  # kept until the kernel has returned: contiguous() may have made copies
     for argument, value, shape in (("grad_output", grad_output, (n_replicas, n_torsions, 2)),
                                    ("cotangent", cotangent, (n_replicas, n_atoms, 3))):
@@ -145,4 +143,4 @@ define("torsions_double_backward(Tensor cotangent, Tensor grad_output, Tensor po
        "-> (Tensor, Tensor)", _cpu_double_backward, _fake_double_backward, _other_double_backward)
 register_autograd("torsions", _backward, _setup_context)
 register_autograd("torsions_backward", _backward_of_backward, _setup_context)
-register_autograd("torsions_double_backward", _third_derivative, _setup_context)
+register_autograd("torsions_double_backward", _third_derivative)

@@ -17,8 +17,7 @@ OPERATORS = ("em_step", "neighbor_list", "spline_conv", "torsions")
 def _bind(ops) -> None:
     """Give this package the operators' names; called once, after ops has imported the modules of this folder."""
     for name in OPERATORS:
-        if hasattr(ops, name):
-            globals()[name] = _through_reference(getattr(ops, name))
+        globals()[name] = _through_reference(getattr(ops, name))
 
 
 def _through_reference(operator):

@@ -25,9 +25,13 @@ class NeighborList(NamedTuple):
 
     def rows(self) -> Tensor:
         """The node that each edge starts from: int64 [n_edges]."""
-        counts = self.row_ptr[1:] - self.row_ptr[:-1]
-        nodes = torch.arange(counts.numel(), device=counts.device)
-        return torch.repeat_interleave(nodes, counts, output_size=self.col.numel())
+        return edge_rows(self.row_ptr, self.col.numel())
+
+
+def edge_rows(row_ptr: Tensor, n_edges: int) -> Tensor:
+    """Row (the node that receives) of every edge of a list in compressed sparse rows, int64 [n_edges]."""
+    nodes = torch.arange(row_ptr.numel() - 1, device=row_ptr.device)
+    return torch.repeat_interleave(nodes, row_ptr[1:] - row_ptr[:-1], output_size=n_edges)
 
 
 def inverse_boxes(box: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,7 +103,7 @@ def edge_offsets(shift: Tensor, box: Tensor, row: Tensor, n_atoms: int) -> Tenso
 
 def edge_vectors(positions: Tensor, box: Tensor, row_ptr: Tensor, col: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """(vectors, distances) along the edges, differentiable to any order; a distance of zero has gradient zero."""
-    row = NeighborList(row_ptr, col, shift, col).rows()
+    row = edge_rows(row_ptr, col.numel())
     flat = positions.reshape(-1, 3)
     vectors = flat.index_select(0, col.long()) - flat.index_select(0, row)
     if box.shape[0]:

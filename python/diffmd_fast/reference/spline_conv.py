@@ -5,11 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def edge_rows(row_ptr: Tensor, n_edges: int) -> Tensor:
-    """Row (the atom that receives) of every edge of a CSR list, int64 [n_edges]."""
-    nodes = torch.arange(row_ptr.numel() - 1, device=row_ptr.device)
-    return torch.repeat_interleave(nodes, row_ptr[1:] - row_ptr[:-1], output_size=n_edges)
+from .neighbor_list import edge_rows
 
 
 def spline_basis(distances: Tensor, n_knots: int, cutoff: float) -> tuple[Tensor, Tensor]:
