@@ -6,8 +6,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
-from ..errors import InputError, check_tensor, require
+from ..errors import InputError, check_number, check_tensor, require
 
 
 @runtime_checkable
@@ -54,8 +55,13 @@ class Energy(nn.Module):
         """Energy [replicas] in kT0 and score [replicas, atoms, 3] in 1/nm from one forward and one backward."""
         self.check_positions(positions)
         higher = torch.is_grad_enabled() and positions.requires_grad
-        with torch.enable_grad():
-            x = positions if higher else positions.detach().requires_grad_()
+        if forward_ad._current_level >= 0 and not higher:  # detach() would drop a tangent without a word
+            require(forward_ad.unpack_dual(positions).tangent is None, "positions",
+                    "requires_grad=True for forward-mode derivatives of a score", "requires_grad=False")
+        with torch.inference_mode(False), torch.enable_grad():
+            x = positions if higher else positions.detach()
+            if not higher:
+                x = (x.clone() if x.is_inference() else x).requires_grad_()
             energy = self(x, self._noise(positions, noise_level))
             (gradient,) = torch.autograd.grad(energy.sum(), x, create_graph=higher)
         return (energy, -gradient) if higher else (energy.detach(), -gradient)
@@ -66,6 +72,8 @@ class Energy(nn.Module):
 
     def _noise(self, positions: Tensor, noise_level: float | None) -> Tensor:
         value = self.noise_level if noise_level is None else noise_level
+        if not isinstance(value, Tensor):
+            value = check_number(value, "noise_level", minimum=0, unit="nm")
         noise = torch.as_tensor(value, dtype=positions.dtype, device=positions.device)
         require(noise.dim() == 0 or noise.shape == positions.shape[:1], "noise_level",
                 f"a number or shape [{positions.shape[0]}] in nm", f"shape {list(noise.shape)}")

@@ -10,15 +10,17 @@ and a few springs fitted to the snapshots carry the stiff part that would otherw
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import _C, ops
-from ..backend import current_backend
-from ..errors import InputError, check_integer, check_number, require
+from ..backend import current_backend, in_transform
+from ..errors import InputError, check_integer, check_number, check_tensor, require
+from ..ops.spline_conv import MAX_KNOTS
 from .energy import Energy
 
 ALL_PAIRS_LIMIT = 64  # atoms up to which every pair is an edge; above, edges come from a list within the cutoff
@@ -62,7 +64,7 @@ class SchNet(Energy):
         self.n_features = check_integer(n_features, "n_features", minimum=1)
         self.n_blocks = check_integer(n_blocks, "n_blocks", minimum=1)
         self.cutoff = check_number(cutoff, "cutoff", above=0, unit="nm")
-        self.n_knots = check_integer(n_knots, "n_knots", minimum=4)
+        self.n_knots = check_integer(n_knots, "n_knots", minimum=4, maximum=MAX_KNOTS - 3)
         self.temperature = check_number(temperature, "temperature", above=0, unit="K")
         low, high = (check_number(level, "noise_levels", above=0, unit="nm") for level in noise_levels)
         require(low <= high, "noise_levels", "(smallest, largest) in nm", f"({low:g}, {high:g})")
@@ -113,31 +115,35 @@ class SchNet(Energy):
 
     def _set_springs(self, springs: dict[str, Any] | None) -> None:
         springs = springs or {"pairs": [], "mean": [], "variance": []}
+        require(isinstance(springs, Mapping) and {"pairs", "mean", "variance"} <= springs.keys(), "springs",
+                "a mapping with pairs, mean and variance", repr(springs)[:80])
         pairs = _index_rows("springs", springs["pairs"], 2, self.n_atoms)
-        self.springs = {"pairs": pairs, "mean": [float(v) for v in springs["mean"]],
+        self.springs = {"pairs": pairs,
+                        "mean": [check_number(v, "springs", minimum=0, unit="nm") for v in springs["mean"]],
                         "variance": [check_number(v, "springs", above=0, unit="nm^2") for v in springs["variance"]]}
         require(len(pairs) == len(self.springs["mean"]) == len(self.springs["variance"]), "springs",
                 "as many means and variances as pairs", [len(v) for v in self.springs.values()])
 
     def _assign(self) -> None:
         """Indices into the tables of atom and torsion types for the molecule at hand."""
-        place = {t: i for i, t in enumerate(self.type_table)}
-        missing = sorted(set(self.atom_types) - set(place))
+        rank = {t: i for i, t in enumerate(self.type_table)}
+        missing = sorted(set(self.atom_types) - set(rank))
         require(not missing, "atom_types", f"types the model knows ({self.type_table})", f"unknown types {missing}")
         classes = {key: i for i, key in enumerate(self.torsion_table)}
         oriented = [_canonical(q, self.atom_types) for q in self.torsions]
         unknown = [key for key, _ in oriented if key not in classes]
         require(not unknown, "torsions", "quadruples of atom types the model was trained with", unknown[:3])
         as_buffer = {
-            "type_index": torch.tensor([place[t] for t in self.atom_types]),
+            "type_index": torch.tensor([rank[t] for t in self.atom_types]),
             "torsion_index": torch.tensor([classes[key] for key, _ in oriented], dtype=torch.int64),
             "quadruples": torch.tensor([q for _, q in oriented], dtype=torch.int64).reshape(-1, 4),
             "spring_pairs": torch.tensor(self.springs["pairs"], dtype=torch.int64).reshape(-1, 2),
             "spring_mean": torch.tensor(self.springs["mean"]),
             "spring_variance": torch.tensor(self.springs["variance"]),
         }
+        place = self._buffers["type_index"].device if "type_index" in self._buffers else None
         for name, value in as_buffer.items():
-            self.register_buffer(name, value, persistent=False)
+            self.register_buffer(name, value.to(place), persistent=False)
         self._neighbors: tuple | None = None
         self._folded: tuple | None = None
 
@@ -153,7 +159,7 @@ class SchNet(Energy):
         twin.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("_buffers", "_modules")})
         twin._modules = dict(self._modules)
         twin._buffers = dict(self._buffers)
-        twin.n_atoms = len(atom_types)
+        twin.n_atoms = check_integer(len(atom_types), "atom_types", minimum=1)
         twin.atom_types = [check_integer(t, "atom_types", minimum=0) for t in atom_types]
         twin.bonds = _index_rows("bonds", bonds, 2, twin.n_atoms)
         twin.torsions = bonded_torsions(twin.bonds) if torsions is None else _index_rows(
@@ -174,6 +180,7 @@ class SchNet(Energy):
     # ---- the energy, differentiable ----------------------------------------------------------------------
 
     def forward(self, positions: Tensor, noise_level: Tensor) -> Tensor:
+        check_tensor(positions, "positions", ("replicas", self.n_atoms, 3), like=("the model", self.embedding))
         noise = noise_level.to(positions.dtype)
         heads = self._noise_heads(noise)
         h = self.embedding[self.type_index] + heads[0][:, None]
@@ -236,10 +243,15 @@ class SchNet(Energy):
         """Edges: all pairs of a small molecule (they do not depend on the positions, so they are kept), else a list."""
         if self.n_atoms > ALL_PAIRS_LIMIT:
             return ops.neighbor_list(positions.detach(), self.cutoff)
-        key = (positions.shape[0], positions.device)
-        if self._neighbors is None or self._neighbors[0] != key:
-            self._neighbors = (key, ops.neighbor_list(positions.detach(), None))
-        return self._neighbors[1]
+        key, kept = (positions.shape[0], positions.device), self._neighbors
+        if kept is None or kept[0] != key:
+            # From zeros: the list must not carry anything over from these positions, nor from an inference mode,
+            # whose tensors no backward may use, to the calls to come.
+            with torch.inference_mode(False):
+                kept = (key, ops.neighbor_list(torch.zeros(positions.shape, device=positions.device), None))
+            if type(kept[1].col) is Tensor and not in_transform():
+                self._neighbors = kept
+        return kept[1]
 
     # ---- one native call -------------------------------------------------------------------------------
 
@@ -263,9 +275,17 @@ class SchNet(Energy):
 
     def _native_serves(self, positions: Tensor, noise_level) -> bool:
         wants_graph = torch.is_grad_enabled() and positions.requires_grad
-        return (positions.device.type == "cpu" and not wants_graph and current_backend() in ("auto", "native")
-                and self.n_atoms <= ALL_PAIRS_LIMIT and not isinstance(noise_level, Tensor)
-                and self.embedding.device.type == "cpu" and not torch.compiler.is_compiling())
+        # Neither transforms nor dispatch modes (fake tensors, tracing) would see the native call.
+        traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or in_transform()
+        return (positions.device.type == "cpu" and not wants_graph and not traced
+                and current_backend() in ("auto", "native") and self.n_atoms <= ALL_PAIRS_LIMIT
+                and not isinstance(noise_level, Tensor) and self.embedding.device.type == "cpu"
+                and self.embedding.dtype in ops._library.NATIVE_DTYPES)
+
+    def _noise(self, positions: Tensor, noise_level: float | Tensor | None) -> Tensor:
+        if noise_level is not None and not isinstance(noise_level, Tensor):
+            noise_level = check_number(noise_level, "noise_level", above=0, unit="nm")
+        return super()._noise(positions, noise_level)
 
     def _native_call(self, positions: Tensor, noise_level: float | None,
                      with_score: bool) -> tuple[Tensor, Tensor | None]:
@@ -279,12 +299,25 @@ class SchNet(Energy):
         return energy, score
 
     def folded(self, noise_level: float, dtype: torch.dtype) -> FoldedSchNet:
-        """The parameters at one noise level as the native call wants them; kept until a parameter changes."""
-        key = (noise_level, dtype, [(p.data_ptr(), p._version) for table in self._parameter_tables
-                                    for p in table.values() if p is not None])
-        if self._folded is None or self._folded[0] != key:
-            self._folded = (key, FoldedSchNet(self, noise_level, dtype))
-        return self._folded[1]
+        """The parameters at one noise level as the native call wants them; kept until a parameter changes.
+
+        A change in place through ``parameter.data`` or a shared numpy array is one that torch does not count, so it
+        goes unnoticed; ``torch.no_grad()`` with ``parameter.copy_`` is the way.
+        """
+        parameters = [p for table in self._parameter_tables for p in table.values() if p is not None]
+        try:
+            key = (noise_level, dtype, [(p.data_ptr(), p._version) for p in parameters])
+        except RuntimeError:  # made under torch.inference_mode: changes are not counted at all
+            return FoldedSchNet(self, noise_level, dtype)
+        kept = self._folded  # read once: another thread may put its own noise level there at any time
+        if kept is None or kept[0] != key:
+            # The parameters' memory is held, so that none that replace them can come to lie at the same address.
+            kept = self._folded = (key, FoldedSchNet(self, noise_level, dtype), [p.detach() for p in parameters])
+        return kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without what is kept between calls, which belongs to this object's memory."""
+        return {**self.__dict__, "_neighbors": None, "_folded": None}
 
 
 class FoldedSchNet:
@@ -294,7 +327,7 @@ class FoldedSchNet:
     """
 
     def __init__(self, model: SchNet, noise_level: float, dtype: torch.dtype):
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # it is kept, and used outside of an autocast
             noise = torch.tensor([noise_level], dtype=model.embedding.dtype)
             heads = [head[0] for head in model._noise_heads(noise)]
             spring, centre = model._spring_stiffness(noise.double())
@@ -398,7 +431,10 @@ def _index_rows(name: str, rows: Any, width: int, n_atoms: int) -> list[list[int
     """Rows of ``width`` distinct atom indices as lists, checked."""
     result = []
     for row in rows:
-        row = [int(i) for i in row]
+        try:
+            row = [operator.index(i) for i in row]
+        except TypeError:
+            raise InputError(f"{name}: expected rows of {width} atom indices, got {row!r}") from None
         good = len(row) == width and len(set(row)) == width and all(0 <= i < n_atoms for i in row)
         if not good:
             raise InputError(f"{name}: expected rows of {width} different atoms in 0..{n_atoms - 1}, got {row}")
