@@ -94,12 +94,42 @@ def test_future_version_other_architecture_and_foreign_files(saved, tmp_path):
     refused(out)
     rewrite(saved[1], out, molecule={"names": 3})
     refused(out)
+    rewrite(saved[1], out, molecule=Molecule(("A",), (6,), ("ALK",), (0,), ()).to_dict())
+    refused(out, "molecule: expected 5 atoms, got 1")
     save_file({"a": torch.zeros(2)}, out)
     refused(out, "metadata")
+    for text in ("[" * 100_000, '{"format_version": 1e999}', "[1]"):
+        save_file({"a": torch.zeros(2)}, out, {FORMAT: text, "sha256": ""})
+        refused(out, "metadata")
     (tmp_path / "pickle.safetensors").write_bytes(b"\x80\x04\x95" + b"\x00" * 100)
     refused(tmp_path / "pickle.safetensors")
     refused(tmp_path / "absent.safetensors", "does not exist")
     refused(tmp_path, "does not exist")
+
+
+@pytest.mark.parametrize(("name", "value"), [("n_features", 10**7), ("n_blocks", 10**9), ("n_knots", 10**12),
+                                             ("n_atoms", 10**12), ("atom_types", None)])
+def test_a_small_file_cannot_ask_for_much_memory(saved, tmp_path, name, value):
+    out = tmp_path / "large.safetensors"
+    rewrite(saved[1], out, config={**saved[0].config, name: value})
+    refused(out)
+
+
+def test_loads_as_float32_whatever_the_default(saved):
+    torch.set_default_dtype(torch.float64)
+    try:
+        read = diffmd_fast.load_model(saved[1])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    x = chain_positions(dtype=torch.float32)
+    assert {t.dtype for t in read.parameters()} == {torch.float32}
+    assert torch.equal(read.energy_and_score(x)[1], saved[0].energy_and_score(x)[1])
+
+
+def test_other_models_cannot_be_saved(tmp_path):
+    with pytest.raises(InputError, match="^model: expected one of SchNet, got Harmonic$"):
+        save_model(tmp_path / "model.safetensors", diffmd_fast.models.Harmonic(2, stiffness=1.0))
+    assert not any(tmp_path.iterdir())
 
 
 def test_save_leaves_the_old_file_whole_when_the_place_is_bad(saved, tmp_path):

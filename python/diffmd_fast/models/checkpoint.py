@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, require
 from .energy import EnergyModel
 from .schnet import SchNet
 
@@ -28,12 +28,16 @@ def save_model(path: str | Path, model: SchNet) -> None:
 
     Stored: parameters, constructor arguments, molecule, T0, units, noise levels, support of the training set,
     the record of the training, package version, and a checksum over all of it.
+
+    Raises:
+        InputError: a model of another kind, or a place that cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from .. import __version__
 
+    require(type(model).__name__ in ARCHITECTURES, "model", "one of " + ", ".join(ARCHITECTURES), type(model).__name__)
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     metadata = {
         "format": FORMAT, "format_version": FORMAT_VERSION, "package_version": __version__, "units": UNITS,
@@ -83,7 +87,7 @@ def _metadata(path: Path, header: dict[str, str]) -> dict[str, Any]:
     try:
         metadata = json.loads(header[FORMAT])
         version = int(metadata["format_version"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
         raise InputError(f"path: expected a model file of diffmd_fast, got {str(path)!r}, a safetensors file without "
                          "its metadata") from None
     if version > FORMAT_VERSION:
@@ -96,9 +100,13 @@ def _build(path: Path, metadata: dict[str, Any], tensors: dict[str, torch.Tensor
     from ..io import Molecule
 
     try:
-        model = ARCHITECTURES[metadata["architecture"]](**metadata["config"])
+        _check_sizes(metadata["config"], tensors)
+        model = ARCHITECTURES[metadata["architecture"]](**metadata["config"]).float()
         model.load_state_dict(tensors)
         model.molecule = Molecule.from_dict(metadata["molecule"]) if metadata["molecule"] else None
+        if model.molecule is not None:
+            require(model.molecule.n_atoms == model.n_atoms, "molecule", f"{model.n_atoms} atoms",
+                    model.molecule.n_atoms)
         model.support = metadata["support"]
         model.training_record = metadata["training"]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -107,6 +115,17 @@ def _build(path: Path, metadata: dict[str, Any], tensors: dict[str, torch.Tensor
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model.eval()
+
+
+def _check_sizes(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse a configuration that its own parameters contradict, before memory of the sizes it names is taken."""
+    n_types, n_features = tensors["embedding"].shape
+    require(config["n_features"] == n_features, "n_features", n_features, config["n_features"])
+    n_blocks = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
+    require(config["n_blocks"] == n_blocks, "n_blocks", n_blocks, config["n_blocks"])
+    types = config["atom_types"]
+    require(len(types) == config["n_atoms"] and len(set(types)) == n_types, "atom_types",
+            f"{config['n_atoms']} atoms of {n_types} types", f"{len(types)} of {len(set(types))}")
 
 
 def _checksum(text: str, tensors: dict[str, torch.Tensor]) -> str:
