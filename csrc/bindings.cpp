@@ -79,8 +79,9 @@ std::string set_simd_level(const std::string& name) {
 #endif
 #define DIFFMD_CALL(...)                                                  \
   do {                                                                    \
+    const Level level = current; /* read under the GIL, as it is set */   \
     py::gil_scoped_release released;                                      \
-    switch (current) {                                                    \
+    switch (level) {                                                      \
       case Level::avx512: DIFFMD_CALL_AVX512(__VA_ARGS__); break;         \
       case Level::avx2: DIFFMD_CALL_AVX2(__VA_ARGS__); break;             \
       default: diffmd::baseline::__VA_ARGS__;                             \
@@ -208,7 +209,7 @@ void neighbor_list_all_pairs(std::int64_t n_replicas, std::int64_t n_atoms, Addr
   DIFFMD_CALL(neighbor_list_all_pairs(call));
 }
 
-// Returns false when the list points outside of itself or of the positions.
+// Returns false when the rows do not cover the edges or an edge points outside of the positions.
 template <typename T>
 bool neighbor_vectors(std::int64_t n_replicas, std::int64_t n_atoms, std::int64_t n_edges, Address positions,
                       Address box, bool box_per_replica, Address row_ptr, Address col, Address shift,
@@ -229,7 +230,8 @@ void schnet(std::int64_t n_replicas, std::int64_t n_atoms, std::int64_t n_featur
             std::int64_t n_coefficients, std::int64_t n_torsions, std::int64_t n_springs, double cutoff,
             double centre_stiffness, const py::dict& weights, Address positions, Address energy, Address score,
             int n_threads) {
-  if (n_atoms < 1 || n_features % diffmd::kFeatureMultiple != 0 || n_coefficients < 4)
+  const bool whole = n_features >= 0 && n_features % diffmd::kFeatureMultiple == 0;
+  if (n_atoms < 1 || !whole || n_blocks < 0 || n_coefficients < 4 || n_torsions < 0 || n_springs < 0)
     throw py::value_error("sizes: expected at least 1 atom and 4 coefficients, and features padded to a multiple of " +
                           std::to_string(diffmd::kFeatureMultiple));
   const auto of = [&](const char* name) { return at<T>(weights[name].cast<Address>()); };

@@ -394,7 +394,7 @@ void neighbor_list_all_pairs(const NeighborSearch& call) {
 
 template <typename T> void neighbor_vectors(const NeighborVectors<T>& call) {
   const std::int64_t n_nodes = call.n_replicas * call.n_atoms;
-  bool good = true;
+  bool good = call.row_ptr[0] == 0 && call.row_ptr[n_nodes] == call.n_edges;  // each edge belongs to one row
 #pragma omp parallel for reduction(&& : good) schedule(static) num_threads(call.n_threads) \
     if (call.n_threads > 1 && n_nodes > kWorthThreads)
   for (std::int64_t node = 0; node < n_nodes; ++node) {

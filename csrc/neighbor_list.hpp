@@ -45,7 +45,8 @@ template <typename T> struct NeighborVectors {
   const std::int32_t* shift;    // [n_edges, 3]; null without a box
   T* vectors;                   // [n_edges, 3] out, nm: x_col + shift @ box - x_row
   T* distances;                 // [n_edges] out, nm
-  bool* consistent;             // out: false when row_ptr or col point outside; the results are then void
+  bool* consistent;             // out: false when rows do not cover the edges or col points outside; the results
+                                // are then void
   int n_threads;
 };
 

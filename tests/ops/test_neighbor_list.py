@@ -334,6 +334,11 @@ def test_bad_input_is_one_clear_error(operator, argument, change):
         assert "replica 1, atom 2" in message
 
 
+def test_all_pairs_have_a_shape_without_values():
+    got = ops.neighbor_list(torch.zeros(3, 5, 3, device="meta"), None)
+    assert got.row_ptr.shape == (16,) and got.col.shape == got.reverse.shape == (60,) and got.shift.shape == (0, 3)
+
+
 def test_cutoff_message_has_the_numbers():
     with pytest.raises(InputError, match=r"^cutoff: .*1\.5 nm.*1\.2 \+ 0\.4 = 1\.6 nm"):
         ops.neighbor_list(torch.zeros(1, 2, 3), 1.2, skin=0.4, box=[3.0, 4.0, 5.0])
@@ -353,7 +358,14 @@ def test_flat_operators_stay_inside_memory():
             flat(x, box.double(), 1.0)
     row_ptr, col, shift, _ = flat(x, NO_BOX, INF)
     vectors = torch.ops.diffmd_fast.neighbor_vectors
-    for bad_ptr, bad_col in ((row_ptr, col + 1), (row_ptr, col - 1), (row_ptr + 1, col), (-row_ptr, col)):
+    short = row_ptr.clone()
+    short[-1] -= 1
+    late = row_ptr.clone()
+    late[0] += 1
+    for bad_ptr, bad_col in ((row_ptr, col + 1), (row_ptr, col - 1), (row_ptr + 1, col), (-row_ptr, col),
+                             (short, col), (late, col)):
         with pytest.raises(InputError, match="^col"):
             vectors(x, NO_BOX, bad_ptr, bad_col, shift)
+    with pytest.raises(InputError, match="^box: .*without gradient"):
+        vectors(x, TRICLINIC[None].clone().requires_grad_(), row_ptr, col, torch.zeros(12, 3, dtype=torch.int32))
     torch.testing.assert_close(vectors(x, NO_BOX, row_ptr, col, shift), edge_vectors(x, NO_BOX, row_ptr, col, shift))
