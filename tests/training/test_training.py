@@ -1,15 +1,18 @@
 """Training: the loss has the right minimum, learns a known density, resumes to the bit, refuses bad input."""
 
+import json
 import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 import diffmd_fast
 from diffmd_fast import InputError, use_backend
@@ -144,18 +147,44 @@ def test_resume_after_kill(butane, tmp_path):
     """kill -9 in mid-training: the state of the last validation is there and whole."""
     np.savez(tmp_path / "s.npz", positions=butane.positions, bonds=np.array([(0, 1), (1, 2), (2, 3)]),
              bead_types=np.array(["CH3", "CH2", "CH2", "CH3"]))
-    command = [sys.executable, "-m", "diffmd_fast", "train", str(tmp_path / "s.npz"), "--temperature", "300",
-               "--out", str(tmp_path / "m.safetensors"), "--features", "8", "--blocks", "1", "--batch-size", "16",
-               "--steps", "1000000", "--quiet"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    program = ("from diffmd_fast.io import read_snapshots; from diffmd_fast.training import Settings, train; "
+               "train(read_snapshots('s.npz'), 'm.safetensors', 300.0, Settings(n_steps=1000000, batch_size=16, "
+               "n_features=8, n_blocks=1, validate_every=20), progress=False)")
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stderr=subprocess.PIPE,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120
     while not (tmp_path / "m.safetensors.training").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.wait()
     diffmd_fast.load_model(tmp_path / "m.safetensors")
-    train(read_snapshots(tmp_path / "s.npz"), tmp_path / "m.safetensors", 300.0,
-          Settings(n_steps=1, batch_size=16, n_features=8, n_blocks=1), resume=True, progress=False, figure=False)
+    with safe_open(tmp_path / "m.safetensors.training", framework="pt") as file:
+        step = json.loads(file.metadata()["state"])["step"]
+    model = train(read_snapshots(tmp_path / "s.npz"), tmp_path / "m.safetensors", 300.0,
+                  Settings(n_steps=step + 1, batch_size=16, n_features=8, n_blocks=1), resume=True, progress=False,
+                  figure=False)
+    assert model.training_record["history"][0]["step"] == 20
+
+
+def test_ctrl_c_finishes_the_step_and_resume_equals_an_uninterrupted_run(butane, tmp_path, monkeypatch):
+    """SIGINT in the middle of an optimizer step, where parameters and their average are a step apart."""
+    settings = Settings(**SMALL)
+    train(butane, tmp_path / "whole.safetensors", settings=settings, progress=False, figure=False)
+    step, steps = torch.optim.Adam.step, []
+
+    def step_with_ctrl_c(self, *arguments, **options):
+        step(self, *arguments, **options)
+        steps.append(None)
+        if len(steps) == 14:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step_with_ctrl_c)
+    with pytest.raises(KeyboardInterrupt, match="after step 14"):
+        train(butane, tmp_path / "cut.safetensors", settings=settings, progress=False)
+    train(butane, tmp_path / "cut.safetensors", settings=settings, progress=False, resume=True, figure=False)
+    assert len(steps) == SMALL["n_steps"]
+    assert torch.equal(parameters(tmp_path / "cut.safetensors"), parameters(tmp_path / "whole.safetensors"))
+    assert not (tmp_path / "cut.safetensors.training").exists()
 
 
 def test_resume_refuses_other_settings_and_damaged_state(butane, tmp_path):
@@ -170,6 +199,16 @@ def test_resume_refuses_other_settings_and_damaged_state(butane, tmp_path):
         train(butane, out, settings=Settings(**SMALL), progress=False, on_validation=stop)
     with pytest.raises(InputError, match="^resume: .*learning_rate"):
         train(butane, out, settings=Settings(**SMALL, learning_rate=1e-4), resume=True, progress=False)
+    with pytest.raises(InputError, match="^resume: .*snapshots and the temperature"):
+        train(butane, out, 310.0, settings=Settings(**SMALL), resume=True, progress=False)
+    others = replace(butane, positions=butane.positions[::-1].copy())
+    with pytest.raises(InputError, match="^resume: .*snapshots and the temperature"):
+        train(others, out, settings=Settings(**SMALL), resume=True, progress=False)
+    with pytest.raises(InputError, match="^n_steps: expected at least 10"):
+        train(butane, out, settings=Settings(**{**SMALL, "n_steps": 9}), resume=True, progress=False)
+    with pytest.raises(InputError, match="^out: .*no file"):
+        out.rename(tmp_path / "elsewhere")
+        train(butane, out, settings=Settings(**SMALL), resume=True, progress=False)
     state = tmp_path / "m.safetensors.training"
     state.write_bytes(state.read_bytes()[:-10])
     with pytest.raises(InputError, match="^resume: "):
@@ -179,7 +218,8 @@ def test_resume_refuses_other_settings_and_damaged_state(butane, tmp_path):
 @pytest.mark.parametrize(("argument", "change"), [
     ("n_steps", dict(n_steps=0)), ("batch_size", dict(batch_size=-1)), ("learning_rate", dict(learning_rate=0.0)),
     ("ema_decay", dict(ema_decay=1.0)), ("held_out", dict(held_out=0.0)), ("cutoff", dict(cutoff=float("nan"))),
-    ("seed", dict(seed=-1)),
+    ("seed", dict(seed=-1)), ("seed", dict(seed=2**32)), ("n_features", dict(n_features=10**6)),
+    ("n_blocks", dict(n_blocks=10**6)), ("batch_size", dict(batch_size=10**9)), ("n_steps", dict(n_steps=10**20)),
 ])
 def test_bad_settings(argument, change):
     with pytest.raises(InputError, match=f"^{argument}:"):
@@ -192,6 +232,14 @@ def test_bad_input_before_anything_is_written(butane, tmp_path):
         train(nameless, tmp_path / "m.safetensors", progress=False)
     with pytest.raises(InputError, match="^out:"):
         train(butane, tmp_path / "no" / "m.safetensors", progress=False)
+    for name in ("m.xtc", "folder.safetensors"):
+        (tmp_path / "folder.safetensors").mkdir(exist_ok=True)
+        with pytest.raises(InputError, match="^out:"):
+            train(butane, tmp_path / name, progress=False)
+    (tmp_path / "folder.safetensors").rmdir()
+    one = Snapshots(positions=butane.positions[:, :1], molecule=butane.molecule.select([0]), temperature=300.0)
+    with pytest.raises(InputError, match="^snapshots: expected at least 2 atoms"):
+        train(one, tmp_path / "m.safetensors", progress=False)
     few = Snapshots(positions=butane.positions[:3], molecule=butane.molecule, temperature=300.0)
     with pytest.raises(InputError, match="^snapshots:"):
         train(few, tmp_path / "m.safetensors", progress=False)

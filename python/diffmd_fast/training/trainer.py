@@ -58,8 +58,9 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("n_steps", "batch_size", "n_features", "n_blocks", "validate_every"):
-            check_integer(getattr(self, name), name, minimum=1, maximum=2**32 - 1)
+        for name, maximum in (("n_steps", 2**32 - 1), ("batch_size", 2**24), ("n_features", 4096), ("n_blocks", 64),
+                              ("validate_every", 2**32 - 1)):
+            check_integer(getattr(self, name), name, minimum=1, maximum=maximum)
         for name in ("warm_up", "seed"):  # seed and step make the 64 bits that batches and noise are drawn from
             check_integer(getattr(self, name), name, minimum=0, maximum=2**32 - 1)
         check_number(self.learning_rate, "learning_rate", above=0)
@@ -185,6 +186,8 @@ def _temperature(snapshots: Snapshots, temperature: float | None) -> float:
 
 
 def _split(snapshots: Snapshots, settings: Settings) -> tuple[Tensor, Tensor]:
+    require(snapshots.n_atoms >= 2, "snapshots", "at least 2 atoms (the energy knows nothing of one alone)",
+            snapshots.n_atoms)
     positions = centred(torch.as_tensor(snapshots.positions, dtype=torch.float32))
     if snapshots.valid_positions is not None:
         return positions, centred(torch.as_tensor(snapshots.valid_positions, dtype=torch.float32))
