@@ -121,7 +121,11 @@ class _XtcReader(FrameReader):
             self._file = XTCTrajectoryFile(str(path))
             self.n_frames = len(self._file)
             self._pending = self._file.read(1)[:2]
+            last = int(self._file.offsets[-1])
         self.n_atoms = self._pending[0].shape[1]
+        if path.stat().st_size != _xtc_frame_end(path, last):
+            self._file.close()
+            raise OSError(f"{self.n_frames} whole frames and part of another")
 
     def read(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         head, self._pending = self._pending, (self._pending[0][n:], self._pending[1][n:])
@@ -137,6 +141,21 @@ class _XtcReader(FrameReader):
 
     def close(self) -> None:
         self._file.close()
+
+
+def _xtc_frame_end(path: Path, start: int) -> int:
+    """Where the XTC frame that begins at ``start`` ends.
+
+    Header of 52 bytes, number of atoms; up to 9 atoms as plain floats; else 36 bytes of packing parameters, whose
+    last four say how many bytes follow, padded to a multiple of four.  All numbers are big-endian.
+    """
+    with open(path, "rb") as file:
+        file.seek(start)
+        head = file.read(92)
+    n_atoms = int.from_bytes(head[52:56], "big")
+    if n_atoms <= 9:
+        return start + 56 + 12 * n_atoms
+    return start + 92 + -(-int.from_bytes(head[88:92], "big") // 4) * 4
 
 
 class _DcdReader(FrameReader):

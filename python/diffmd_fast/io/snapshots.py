@@ -182,7 +182,7 @@ def _valid_positions(
         return None
     valid = arrays["valid_positions"]
     require(
-        valid.ndim == 3 and valid.shape[1:] == (n_atoms, 3) and valid.dtype.kind == "f",
+        valid.ndim == 3 and valid.shape[1:] == (n_atoms, 3) and len(valid) > 0 and valid.dtype.kind == "f",
         argument,
         f"valid_positions of shape [frames, {n_atoms}, 3]",
         f"{valid.dtype} {list(valid.shape)} in {path}",

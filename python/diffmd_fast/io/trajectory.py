@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import InputError, check_folder, check_integer, require
 from .formats import WRITABLE, FrameWriter, check_suffix, open_writer
 from .molecule import Molecule
-from .sidecar import FORMAT, VERSION, described_beside, is_foreign, replica_path, write_atomically
+from .sidecar import FORMAT, VERSION, is_foreign, replica_path, write_atomically
 from .sources import Frames, Previous, source_frames
 from .store import TrajectoryStore
 
@@ -26,8 +26,7 @@ def check_output(path: str | os.PathLike, argument: str = "path") -> Path:
     """Whether a trajectory can be written to ``path``; ask before a long run.  Returns it as a Path.
 
     Raises :class:`InputError` for an unknown suffix, HDF5 without the package tables, a folder that does
-    not exist or cannot be written to, and a ``.json`` of the same stem that is not ours to replace or tells the
-    replicas of another trajectory apart (``traj.dcd`` beside ``traj.xtc``).
+    not exist or cannot be written to, and a ``.json`` of the same stem that is not ours to replace.
     """
     target = Path(path)
     check_suffix(target, WRITABLE, argument)
@@ -39,10 +38,6 @@ def check_output(path: str | os.PathLike, argument: str = "path") -> Path:
         argument,
         f"a name whose companion {sidecar.name} is free",
         f"{sidecar}, which is not from diffmd-fast",
-    )
-    other = described_beside(target)
-    require(
-        other is None, argument, f"a name whose companion {sidecar.name} is free", f"{sidecar}, which is of {other}"
     )
     return target
 

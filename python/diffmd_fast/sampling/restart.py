@@ -29,9 +29,13 @@ def restart_path(out: str | Path) -> Path:
 
 
 def existing_output(out: Path) -> Path | None:
-    """What a new run to ``out`` would replace: the trajectory, its restart file, or files of single replicas."""
+    """What a new run to ``out`` would replace: the trajectory, its restart file, files of single replicas, or the
+    ``.json`` that tells the replicas of another trajectory apart (``traj.dcd`` beside ``traj.xtc``)."""
+    from ..io.sidecar import described_beside
+
     single = sorted(out.parent.glob(f"{glob.escape(out.stem)}_r[0-9][0-9][0-9][0-9]*{glob.escape(out.suffix)}"))
-    return next((path for path in (out, restart_path(out), *single) if path.exists()), None)
+    shared = [out.with_suffix(".json")] if described_beside(out) else []
+    return next((path for path in (out, restart_path(out), *single, *shared) if path.exists()), None)
 
 
 def stored_header(out: str | Path) -> dict[str, Any]:

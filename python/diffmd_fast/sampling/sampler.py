@@ -77,7 +77,9 @@ class Sampler:
         self.noise_level = self._evaluate.noise_level
         self._integrator = find_integrator(integrator)
         self.first_replica = check_integer(first_replica, "first_replica", minimum=0, maximum=2**32 - 1)
-        self.batch_size = None if batch_size is None else check_integer(batch_size, "batch_size", minimum=1)
+        self.batch_size = (
+            None if batch_size is None else check_integer(batch_size, "batch_size", minimum=1, maximum=2**31 - 1)
+        )
 
     def __str__(self) -> str:
         kappa = max(_row(self.spring.force_constant(self.model_temperature)))
