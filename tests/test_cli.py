@@ -1,15 +1,26 @@
-"""The command line as a user meets it: one process a command, exit codes, one line per mistake."""
+"""The command line as a user meets it: exit codes, one line per mistake, nothing overwritten, nothing lost.
 
+Commands run in this process, since starting one takes seconds; what needs a process of its own gets one (signals,
+the entry point).
+"""
+
+import contextlib
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+import warnings
+from types import SimpleNamespace
 
 import mdtraj
 import numpy as np
 import pytest
 
 import diffmd_fast
+from diffmd_fast import cli
 from diffmd_fast.io import read_snapshots
 from diffmd_fast.models import TraPPEAlkane
 
@@ -17,12 +28,33 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def call(*arguments, code=0):
-    """Run diffmd-fast; returns the completed process."""
-    done = subprocess.run([sys.executable, "-m", "diffmd_fast", *map(str, arguments)], capture_output=True, text=True,
-                          env=ENVIRONMENT)
-    assert done.returncode == code, done.stderr
+    """Run diffmd-fast in this process; returns its ``stdout`` and ``stderr``."""
+    out, err, show = io.StringIO(), io.StringIO(), warnings.showwarning
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
+            cli.main([str(word) for word in arguments])
+    finally:
+        warnings.showwarning = show
+        diffmd_fast.use_backend("auto")
+    done = SimpleNamespace(stdout=out.getvalue(), stderr=err.getvalue(), code=end.value.code or 0)
+    assert done.code == code, (done.code, done.stderr, done.stdout)
     assert "Traceback" not in done.stderr
     return done
+
+
+def start_process(*arguments):
+    return subprocess.Popen([sys.executable, "-m", "diffmd_fast", *map(str, arguments)], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+def stop_when(process, ready, with_signal):
+    """Send the signal once ``ready()``; returns (stdout, stderr) at the process's end."""
+    deadline = time.monotonic() + 120
+    while not ready() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert process.poll() is None, process.communicate()
+    process.send_signal(with_signal)
+    return process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,12 @@
 """The command line: diffmd-fast train | sample | report | info.
 
 Exit code 0 on success, 2 on bad input with one line on stderr that begins with the argument's name, 1 when a run
-itself failed (every replica lost, a loss that became NaN), 130 after Ctrl-C.  No traceback unless --debug.
+itself failed (every replica lost, a loss that became NaN, no memory), 130 after Ctrl-C.  No traceback unless --debug.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
 from pathlib import Path
@@ -51,7 +52,8 @@ def cli(debug: bool, threads: int | None, backend: str):
 
 # Python's names that the command line calls otherwise.
 _OPTIONS = {"n_steps": "steps", "n_replicas": "replicas", "n_features": "features", "n_blocks": "blocks",
-            "max_seconds": "minutes", "n_threads": "threads", "initial_positions": "init"}
+            "max_seconds": "minutes", "n_threads": "threads", "initial_positions": "init", "out_dir": "out",
+            "header.n_replicas": "replicas"}
 
 ATOMS = click.option("--atoms", default="all", show_default=True, metavar="WHICH",
                      help="heavy, all, or an MDTraj selection such as 'backbone'.")
@@ -66,31 +68,36 @@ QUIET = click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.option("--temperature", type=float, metavar="K", help="Temperature of the snapshots; default: the file's own.")
 @click.option("--out", required=True, metavar="FILE", help="The model file (.safetensors).")
 @click.option("--steps", type=int, default=20000, show_default=True, help="Optimizer steps.")
-@click.option("--minutes", type=float, default=0.0, help="Stop after this time; the schedule then follows the clock.")
+@click.option("--minutes", type=float, default=0.0, help="Stop after this time (0: no limit); the learning rate then falls by the clock.")
 @click.option("--batch-size", type=int, default=256, show_default=True, help="Snapshots a step.")
-@click.option("--learning-rate", type=float, default=1e-3, show_default=True)
+@click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="At its highest; it falls to 1%.")
 @click.option("--noise-levels", type=float, nargs=2, default=(0.002, 0.5), show_default=True, metavar="LOW HIGH",
               help="Smallest and largest noise level in nm; dynamics runs at the smallest.")
 @click.option("--features", type=int, default=64, show_default=True, help="Width of the network.")
 @click.option("--blocks", type=int, default=3, show_default=True, help="Interaction blocks of the network.")
-@click.option("--cutoff", type=float, default=1.0, show_default=True, metavar="NM")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--cutoff", type=float, default=1.0, show_default=True, metavar="NM", help="Reach of an interaction.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of parameters, batches and noise.")
 @click.option("--resume", is_flag=True, help="Go on from where a stopped training of the same settings was.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing model, or start a stopped training anew.")
 @QUIET
 def train(snapshots, topology, atoms, temperature, out, steps, minutes, batch_size, learning_rate, noise_levels,
-          features, blocks, cutoff, seed, resume, quiet):
+          features, blocks, cutoff, seed, resume, overwrite, quiet):
     """Train an energy on SNAPSHOTS (.npz, .xtc, .dcd, .h5, .pdb).
 
     \b
     Example:
       diffmd-fast train frames.xtc --topology protein.pdb --atoms heavy --temperature 300 --out model.safetensors
     """
+    from .errors import check_number
     from .io import read_snapshots
-    from .training import Settings, train
+    from .training import Settings, train, training_state_path
 
+    check_number(minutes, "minutes", minimum=0, unit="min")
     settings = Settings(n_steps=steps, max_seconds=60 * minutes, batch_size=batch_size, learning_rate=learning_rate,
                         noise_levels=noise_levels, n_features=features, n_blocks=blocks, cutoff=cutoff, seed=seed,
                         validate_every=max(1, min(500, steps)))
+    state = training_state_path(out)
+    _require_new(overwrite or resume, next((path for path in (Path(out), state) if path.exists()), None))
     data = read_snapshots(_one_or_many(snapshots), topology=topology, atoms=atoms, argument="snapshots")
     _say(f"{len(data.positions)} snapshots of {data.positions.shape[1]} atoms, {len(data.molecule.bonds)} bonds")
     if len(data.molecule.bonds) == 0 and data.positions.shape[1] > 1:
@@ -98,7 +105,8 @@ def train(snapshots, topology, atoms, temperature, out, steps, minutes, batch_si
     try:
         model = train(data, out, temperature, settings, resume=resume, progress=not quiet)
     except KeyboardInterrupt:
-        _say(f"stopped; go on with the same command and --resume (state in {out}.training)")
+        if state.is_file():
+            _say(f"stopped; go on with the same command and --resume (state in {state})")
         raise
     last = model.training_record["history"][-1]
     _say(f"best held-out loss {last['held_out_loss']:.4f} at step {last['step']}; model in {out}, "
@@ -110,21 +118,21 @@ def train(snapshots, topology, atoms, temperature, out, steps, minutes, batch_si
 @click.option("--init", metavar="FRAMES", help="Start from frames of this file (drawn by --seed).")
 @click.option("--from-noise", is_flag=True, help="Start from frames made by reverse diffusion.")
 @click.option("--topology", metavar="PDB", help="Names and bonds of --init, where its format has none.")
-@click.option("--replicas", type=int, default=64, show_default=True)
+@click.option("--replicas", type=int, default=64, show_default=True, help="Molecules run side by side.")
 @click.option("--steps", type=int, required=True, help="Steps from the start, a resumed part included.")
-@click.option("--time-step", type=float, metavar="PS", help="Time step; default: a quarter of the stability unit.")
+@click.option("--time-step", type=float, metavar="PS", help="Time step; default: D dt L = 0.25, an eighth of the stability limit (L: largest curvature).")
 @click.option("--stiffness", type=float, metavar="1/NM2", help="Spring stiffness k = 1/(2 D dt), instead of it.")
 @click.option("--diffusion", type=float, default=0.002, show_default=True, metavar="NM2/PS",
               help="Diffusion coefficient of every atom.")
 @click.option("--temperature", type=float, metavar="K", help="Temperature of the run; default: the model's T0.")
 @click.option("--noise-level", type=float, metavar="NM", help="Noise level of the energy; default: the smallest.")
-@click.option("--integrator", default="euler-maruyama", show_default=True)
-@click.option("--save-every", type=int, default=100, show_default=True, metavar="STEPS")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--integrator", default="euler-maruyama", show_default=True, help="The only one so far.")
+@click.option("--save-every", type=int, default=100, show_default=True, metavar="STEPS", help="Steps between frames.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the noise and of the choice of frames.")
 @click.option("--batch-size", type=int, metavar="R", help="Replicas evaluated together; the result is the same.")
 @click.option("--out", required=True, metavar="FILE", help="Trajectory: .xtc, .dcd, .h5 or .npz.")
 @click.option("--per-replica", is_flag=True, help="One file a replica instead of one for all.")
-@click.option("--resume", is_flag=True, help="Continue the run that --out and its .restart file hold, to --steps.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out and its .restart file to --steps; other options default to that run's.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing trajectory.")
 @click.option("--force", is_flag=True, help="Run a time step beyond the stability limit all the same.")
 @QUIET
@@ -136,15 +144,20 @@ def sample(model, init, from_noise, topology, replicas, steps, time_step, stiffn
     Example:
       diffmd-fast sample model.safetensors --init snapshots.npz --replicas 64 --steps 20000 --out traj.xtc
     """
-    from .sampling import Sampler
+    from .errors import check_integer
+    from .io import check_output
+    from .sampling import RunInterrupted, Sampler
+    from .sampling.restart import existing_output, restart_path
 
     energy = _load_model(model)
     require(resume or bool(init) != from_noise, "init", "a file of frames, or --from-noise",
             "both" if init else "neither")
     require(time_step is None or stiffness is None, "time_step", "either --time-step or --stiffness", "both")
-    require(overwrite or resume or not Path(out).exists(), "out", "a new file (or --overwrite, or --resume)",
-            f"{out!r}, which exists")
-    start = None if resume else _start(energy, init, from_noise, topology, replicas, seed, quiet)
+    check_integer(steps, "steps", minimum=1)
+    _require_new(overwrite or resume, existing_output(check_output(out, "out")))
+    if resume:
+        diffusion, temperature, noise_level, integrator, save_every, seed = _of_resumed_run(out, energy)
+    start = None if resume else _start(energy, init, from_noise, topology, replicas, seed, batch_size, quiet)
     spring = _spring(energy, start, out, time_step, stiffness, diffusion, noise_level)
     sampler = Sampler(energy, spring, temperature=temperature, seed=seed, noise_level=noise_level,
                       integrator=integrator, batch_size=batch_size, force=force)
@@ -152,9 +165,16 @@ def sample(model, init, from_noise, topology, replicas, steps, time_step, stiffn
     try:
         result = sampler.run(start, steps, save_every, out=out, resume=resume, overwrite=overwrite,
                              per_replica=per_replica, progress=not quiet)
-    except KeyboardInterrupt:
-        _say(f"stopped; what was saved is in {out}; go on with the same command and --resume")
+    except RunInterrupted as stopped:
+        _say(f"stopped after step {stopped.trajectory.n_steps} with {stopped.trajectory.n_frames} frames of "
+             f"{stopped.trajectory.n_replicas} replicas in {out}; go on with the same command and --resume")
         raise
+    except KeyboardInterrupt:
+        if restart_path(out).exists():
+            _say(f"stopped; what was saved is in {restart_path(out)}; go on with the same command and --resume")
+        raise
+    if quiet:  # else said beside the progress bar, before the run
+        _say(str(result.stability))
     for replica, step, reason in result.lost:
         _say(f"replica {replica} lost at step {step}: {reason}")
     _say(f"{result.n_frames} frames of {result.n_replicas} replicas in {out}; {len(result.lost)} replicas lost")
@@ -188,11 +208,15 @@ def report(trajectory, reference, out, topology, reference_topology, atoms, dihe
     from .io import match_atoms, read_snapshots
 
     run = read_snapshots(_one_or_many(trajectory), topology=topology, argument="trajectory")
-    other = read_snapshots(_one_or_many(reference), topology=reference_topology, argument="reference",
-                           atoms="all" if atoms == "matching" else atoms)
+    with _called("topology", "reference_topology"):
+        other = read_snapshots(_one_or_many(reference), topology=reference_topology, argument="reference",
+                               atoms="all" if atoms == "matching" else atoms)
     if atoms == "matching":
         other = match_atoms(other, run.molecule, "reference")
     energy = _load_model(model) if model else None
+    if energy is not None:
+        require(energy.n_atoms == run.n_atoms, "model", f"a model of the trajectory's {run.n_atoms} atoms",
+                f"one of {energy.n_atoms}")
     result = report(run, other, out, dihedrals=list(dihedrals) or None, bins=bins, seed=seed, model=energy,
                     progress=not quiet)
     _say(f"Jensen-Shannon divergence {result['js_divergence']:.4f} nats, sampling floor {result['js_floor']:.4f}; "
@@ -231,13 +255,47 @@ def _load_model(path: str):
     """load_model, whose "path" the command line calls "model"."""
     from .models import load_model
 
-    try:
+    with _called("path", "model"):
         return load_model(path)
+
+
+@contextlib.contextmanager
+def _called(python_name: str, name: str):
+    """Errors about ``python_name`` become errors about ``name``."""
+    try:
+        yield
     except InputError as error:
-        raise InputError(f"model:{str(error).partition(':')[2]}") from error
+        argument, _, rest = str(error).partition(":")
+        if argument != python_name:
+            raise
+        raise InputError(f"{name}:{rest}") from error
 
 
-def _start(energy, init, from_noise, topology, replicas, seed, quiet):
+def _require_new(allowed: bool, there: Path | None) -> None:
+    require(allowed or there is None, "out", "a new file (or --overwrite, or --resume to go on)",
+            f"{str(there)!r}, which exists")
+
+
+def _of_resumed_run(out, energy) -> list:
+    """Options of a run to resume: as given, else as the run had them.  What differs, the sampler refuses."""
+    from .sampling.restart import stored_header
+
+    context, stored = click.get_current_context(), stored_header(out)
+    values = {}
+    for option, key in (("diffusion", "diffusion"), ("temperature", "temperature"), ("noise_level", "noise_level"),
+                        ("integrator", "integrator"), ("save_every", "save_every"), ("seed", "seed"),
+                        ("replicas", "n_replicas")):
+        given = context.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE
+        values[option] = context.params[option] if given else stored.get(key, context.params[option])
+    n_replicas = stored["n_replicas"]
+    require(values.pop("replicas") == n_replicas, "replicas", f"{n_replicas}, as in the run to resume",
+            context.params["replicas"])
+    if values["noise_level"] == energy.noise_level:
+        values["noise_level"] = None  # the model's own, as it is when nobody names one
+    return list(values.values())
+
+
+def _start(energy, init, from_noise, topology, replicas, seed, batch_size, quiet):
     """Starting frames [replicas, atoms, 3]: drawn from a file, or by reverse diffusion."""
     import torch
 
@@ -245,9 +303,11 @@ def _start(energy, init, from_noise, topology, replicas, seed, quiet):
     from .io import match_atoms, read_snapshots
     from .sampling import reverse_diffusion
 
-    check_integer(replicas, "replicas", minimum=1)
+    # A frame of all replicas is one record of the restart file, below 2 GiB.
+    check_integer(replicas, "replicas", minimum=1, maximum=(2**31 - 64) // (24 * energy.n_atoms + 1))
+    check_integer(seed, "seed", minimum=0, maximum=2**64 - 1)
     if from_noise:
-        return reverse_diffusion(energy, replicas, seed=seed, progress=not quiet)
+        return reverse_diffusion(energy, replicas, seed=seed, batch_size=batch_size, progress=not quiet)
     frames = read_snapshots(init, topology=topology, argument="init")
     if energy.molecule is not None:
         frames = match_atoms(frames, energy.molecule, "init")
@@ -266,14 +326,15 @@ def _spring(energy, start, out, time_step, stiffness, diffusion, noise_level):
     if stiffness is not None:
         return Spring.from_stiffness(stiffness, diffusion)
     if start is None:
-        return stored_spring(out)
+        return Spring.from_time_step(stored_spring(out).time_step, diffusion)
     return choose_spring(energy, start, diffusion, noise_level=noise_level)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``diffmd-fast`` and ``python -m diffmd_fast``."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in arguments
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in arguments  # wherever it stands, also behind the command
+    arguments = [word for word in arguments if word != "--debug"]
     warnings.showwarning = lambda message, *rest, **more: _say(f"note: {message}")
     try:
         code = cli.main(arguments, prog_name="diffmd-fast", standalone_mode=False)
@@ -283,6 +344,10 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             raise
         sys.exit(_explain(error))
+    except Exception as error:  # nothing we foresaw; still one line, and the way to the rest
+        if debug:
+            raise
+        sys.exit(_explain_unforeseen(error))
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -305,11 +370,35 @@ def _explain(error: BaseException) -> int:
             _complain(f"{name}: {error.message if error.message else error.format_message()}".replace("\n", " "))
         return 2
     if isinstance(error, OSError):
-        _complain(f"{error.filename or 'file'}: {error.strerror or error}")
+        _complain(f"{_option_of(error.filename)}: {error.strerror or error}{_in(error.filename)}")
         return 2
     name, _, rest = str(error).splitlines()[0].partition(":")
     _complain(f"{_OPTIONS.get(name, name)}:{rest}")
     return 2
+
+
+def _option_of(file) -> str:
+    """The option whose value a file's name begins with; the system's errors know files, not options."""
+    words = sys.argv[1:]
+    for option, value in zip(words, words[1:]):
+        if file and option.startswith("--") and str(file).startswith(value):
+            return option[2:].replace("-", "_")
+    return "file"
+
+
+def _in(file) -> str:
+    return f" ({str(file)[:200]})" if file else ""
+
+
+def _explain_unforeseen(error: Exception) -> int:
+    reason = " ".join(str(error).split())[:300]
+    if isinstance(error, MemoryError) or any(words in reason for words in (
+            "not enough memory", "out of memory", "allocate memory")):
+        _complain("memory: expected enough of it, got none left; fewer --replicas, a smaller --batch-size or a smaller "
+                  f"network take less ({reason or type(error).__name__})")
+    else:
+        _complain(f"diffmd-fast: failed with {type(error).__name__}: {reason} (diffmd-fast --debug shows where)")
+    return 1
 
 
 if __name__ == "__main__":
