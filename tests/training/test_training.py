@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from diffmd_fast.io import Molecule, Snapshots, read_snapshots
 from diffmd_fast.models import Energy, TraPPEAlkane
 from diffmd_fast.training import Settings, denoising_loss, draw_noise_levels, train
 from diffmd_fast.training.denoising import draw_noise
-from diffmd_fast.training.preparation import fit_springs, prepare_model
+from diffmd_fast.training.preparation import check_bonds, fit_springs, prepare_model
 
 SMALL = dict(n_steps=30, batch_size=32, n_features=16, n_blocks=1, validate_every=10, warm_up=5)
 
@@ -213,6 +214,17 @@ def test_resume_refuses_other_settings_and_damaged_state(butane, tmp_path):
     state.write_bytes(state.read_bytes()[:-10])
     with pytest.raises(InputError, match="^resume: "):
         train(butane, out, settings=Settings(**SMALL), resume=True, progress=False)
+
+
+def test_bonds_that_look_like_angstrom_are_mentioned(butane):
+    positions = torch.as_tensor(butane.positions)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_bonds(positions, butane.molecule)
+        with pytest.raises(UserWarning, match=r"1.\d+ nm apart in frame \d+: are the positions in nm"):
+            check_bonds(10 * positions, butane.molecule)
+    with pytest.raises(InputError, match="^snapshots: .* 0 nm between atoms 0 and 1 in frame 0"):
+        check_bonds(0 * positions, butane.molecule)
 
 
 @pytest.mark.parametrize(("argument", "change"), [

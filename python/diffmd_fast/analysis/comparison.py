@@ -251,12 +251,10 @@ def compare(
     step("bonds and distances")
     labels = atom_labels(molecule)
     bonds = np.array(molecule.bonds, dtype=np.int64).reshape(-1, 2)
-    bond_statistics = _statistics(
-        [bond_label(labels, i, j) for i, j in bonds],
-        bonds,
-        bond_lengths(run_frames, bonds),
-        bond_lengths(reference_frames, bonds),
-    )
+    lengths = bond_lengths(run_frames, bonds), bond_lengths(reference_frames, bonds)
+    for name, values in zip(("trajectory", "reference"), lengths):
+        require(bool((values > 0).all()), name, "bonded atoms apart from each other", "two in one place")
+    bond_statistics = _statistics([bond_label(labels, i, j) for i, j in bonds], bonds, *lengths)
     far, shown = _compare_distances(molecule, labels, run_frames, reference_frames, seed)
     energy = None
     if model is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from ..errors import InputError, require
 from ..io import Molecule
 from ..models import SchNet
 
+LONG_BOND = 1.0  # nm; beyond it units or periodic images are to be suspected
 STIFF = 0.02  # nm; a distance that fluctuates more than this is left to the network
 
 
@@ -30,6 +32,21 @@ def distances(positions: Tensor, pairs: list[list[int]]) -> Tensor:
     """[frames, pairs] in nm."""
     i, j = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(1)
     return torch.linalg.vector_norm(positions[:, i] - positions[:, j], dim=-1)
+
+
+def check_bonds(positions: Tensor, molecule: Molecule) -> None:
+    """Refuse bonded atoms in one place; warn of bonds so long that they look like Angstrom or a torn molecule."""
+    if not molecule.bonds:
+        return
+    r = distances(positions, [list(bond) for bond in molecule.bonds])
+    frame, bond = divmod(int(r.argmin()), r.shape[1])
+    require(r[frame, bond].item() > 0, "snapshots", "bonded atoms apart from each other",
+            f"0 nm between atoms {molecule.bonds[bond][0]} and {molecule.bonds[bond][1]} in frame {frame}")
+    frame, bond = divmod(int(r.argmax()), r.shape[1])
+    if r[frame, bond] > LONG_BOND:
+        warnings.warn(f"atoms {molecule.bonds[bond][0]} and {molecule.bonds[bond][1]} are bonded and {r[frame, bond]:.3g} "
+                      f"nm apart in frame {frame}: are the positions in nm, and the molecules whole where they cross "
+                      "the edge of a periodic box?", stacklevel=3)
 
 
 def fit_springs(positions: Tensor, molecule: Molecule) -> dict[str, Any]:

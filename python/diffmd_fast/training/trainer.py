@@ -22,7 +22,7 @@ from ..io import Molecule, Snapshots
 from ..models import SchNet
 from ..models.checkpoint import save_model
 from .denoising import denoising_loss, draw_noise, draw_noise_levels
-from .preparation import centred, measure_support, prepare_model
+from .preparation import centred, check_bonds, measure_support, prepare_model
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,7 @@ def _split(snapshots: Snapshots, settings: Settings) -> tuple[Tensor, Tensor]:
     require(snapshots.n_atoms >= 2, "snapshots", "at least 2 atoms (the energy knows nothing of one alone)",
             snapshots.n_atoms)
     positions = centred(torch.as_tensor(snapshots.positions, dtype=torch.float32))
+    check_bonds(positions, snapshots.molecule)
     if snapshots.valid_positions is not None:
         return positions, centred(torch.as_tensor(snapshots.valid_positions, dtype=torch.float32))
     require(len(positions) >= 10, "snapshots", "at least 10 frames", len(positions))
