@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import diffmd_fast
-from diffmd_fast import cli
+from diffmd_fast import InputError, cli
 from diffmd_fast.io import read_snapshots
 from diffmd_fast.models import TraPPEAlkane
 
@@ -60,11 +60,11 @@ def stop_when(process, ready, with_signal):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Butane snapshots and a small model trained by the command line."""
-    path = tmp_path_factory.mktemp("cli")
+    path = tmp_path_factory.mktemp("folder with spaces")
     positions = TraPPEAlkane.butane().sample(1000, seed=2).numpy().astype(np.float32)
     np.savez(path / "snapshots.npz", positions=positions, temperature=300.0,
              bonds=np.array([(0, 1), (1, 2), (2, 3)]), bead_types=np.array(["CH3", "CH2", "CH2", "CH3"]))
-    done = call("train", path / "snapshots.npz", "--steps", 400, "--features", 16, "--blocks", 1, "--batch-size", 64,
+    done = call("train", path / "snapshots.npz", "--steps", 200, "--features", 16, "--blocks", 1, "--batch-size", 64,
                 "--quiet", "--out", path / "model.safetensors")
     assert "1000 snapshots of 4 atoms, 3 bonds" in done.stdout and "best held-out loss" in done.stdout
     return path
@@ -105,6 +105,49 @@ def test_resume_goes_on_to_the_bit(folder, tmp_path):
     assert np.array_equal(whole.positions, cut.positions) and np.array_equal(whole.time, cut.time)
 
 
+def test_resume_takes_its_options_from_the_run_and_refuses_others(folder, tmp_path):
+    out = tmp_path / "traj.npz"
+    sample(folder, out, "--seed", 9, "--diffusion", 0.003, "--temperature", 310)
+    resume = ["sample", folder / "model.safetensors", "--resume", "--steps", 100, "--quiet", "--out", out]
+    before = out.read_bytes()
+    for option, other in (("seed", 8), ("diffusion", 0.002), ("temperature", 300), ("replicas", 5), ("save-every", 10),
+                          ("time-step", 1e-5), ("noise-level", 0.01), ("steps", 59)):
+        name = option.replace("-", "_")
+        assert call(*resume, f"--{option}", other, code=2).stderr.startswith(f"{name}: expected "), option
+    assert call(*resume, "--per-replica", code=2).stderr.startswith("per_replica: ")
+    out.rename(tmp_path / "elsewhere.npz")
+    assert call(*resume, code=2).stderr.startswith("out: ")
+    (tmp_path / "elsewhere.npz").rename(out)
+    assert out.read_bytes() == before
+    call(*resume)
+    sample(folder, tmp_path / "whole.npz", "--seed", 9, "--diffusion", 0.003, "--temperature", 310, "--steps", 100)
+    assert np.array_equal(read_snapshots(out).positions, read_snapshots(tmp_path / "whole.npz").positions)
+
+
+@pytest.mark.parametrize("command", ["train", "sample"])
+def test_ctrl_c_says_how_to_go_on(folder, tmp_path, command):
+    if command == "train":
+        words = ["train", folder / "snapshots.npz", "--features", 8, "--blocks", 1, "--batch-size", 8,
+                 "--out", tmp_path / "m.safetensors"]
+        state = tmp_path / "m.safetensors.training"
+        process = start_process(*words, "--steps", 10**6)
+        ready = lambda: b"loss" in os.read(process.stderr.fileno(), 4096)  # noqa: E731
+    else:
+        words = ["sample", folder / "model.safetensors", "--init", folder / "snapshots.npz", "--save-every", 10,
+                 "--out", tmp_path / "traj.npz"]
+        state = tmp_path / "traj.npz.restart"
+        process = start_process(*words, "--steps", 10**7)
+        ready = lambda: state.exists() and state.stat().st_size > 20_000  # noqa: E731
+    out, _ = stop_when(process, ready, signal.SIGINT)
+    assert process.returncode == 130 and "stopped" in out and "--resume" in out and state.exists()
+    refused = call(*words, "--steps", 10**6, "--quiet", code=2)
+    assert refused.stderr.startswith("out:") and "--resume" in refused.stderr and state.exists()
+    if command == "sample":
+        frames = len(read_snapshots(tmp_path / "traj.npz").positions)
+        call(*words, "--steps", 10 * (frames // 64), "--quiet", "--resume")
+        assert len(read_snapshots(tmp_path / "traj.npz").positions) == frames + 64
+
+
 def test_from_noise(folder, tmp_path):
     done = sample(folder, tmp_path / "noise.npz", start=["--from-noise"])
     assert "4 frames of 4 replicas" in done.stdout
@@ -119,8 +162,48 @@ def test_report(folder, tmp_path):
         assert key in result
     assert result["replicas_lost"] == 0 and 0 <= result["js_divergence"] <= np.log(2)
     assert f"{result['js_divergence']:.4f}" in done.stdout
+    assert result["verdict"]["headline"] in done.stdout
     page = (tmp_path / "report" / "report.html").read_text()
     assert "data:image/png;base64," in page and "src=\"http" not in page
+
+
+def test_report_of_one_file_a_replica_and_of_lost_replicas(folder, tmp_path):
+    sample(folder, tmp_path / "each.xtc", "--per-replica")
+    assert len(list(tmp_path.glob("each_r000?.xtc"))) == 4 and not (tmp_path / "each.xtc").exists()
+    (tmp_path / "each.xtc.restart").unlink()
+    assert "each_r0000.xtc" in sample(folder, tmp_path / "each.xtc", "--per-replica", code=2).stderr
+    sample(folder, tmp_path / "lost.dcd", "--temperature", 1e5, "--save-every", 1, code=1)
+    for name, lost in (("each.xtc", 0), ("lost.dcd", 4)):
+        call("report", tmp_path / name, "--reference", folder / "snapshots.npz", "--out", tmp_path / "report",
+             "--quiet", "--bins", 16)
+        result = json.loads((tmp_path / "report" / "report.json").read_text())
+        assert result["replicas_lost"] == lost and result["n_replicas"] == 4
+
+
+def test_all_atom_snapshots_serve_a_heavy_atom_model(folder, tmp_path):
+    """Atoms are found by name, in any order; from NPZ, XTC with a topology, and PDB, which brings its own."""
+    heavy = np.load(folder / "snapshots.npz")["positions"][:40]
+    hydrogen = heavy[:, :1] + 0.109 * np.array([0.0, 0.0, 1.0], np.float32)
+    positions = np.concatenate([hydrogen, heavy], 1)
+    np.savez(tmp_path / "all.npz", positions=positions, atom_names=np.array(["H1", "C1", "C2", "C3", "C4"]),
+             atomic_numbers=np.array([1, 6, 6, 6, 6]), temperature=300.0,
+             bonds=np.array([(0, 1), (1, 2), (2, 3), (3, 4)]))
+    molecule = read_snapshots(tmp_path / "all.npz").molecule
+    whole = mdtraj.Trajectory(positions, molecule.to_mdtraj())
+    whole.save_xtc(str(tmp_path / "frames.xtc"))
+    whole.save_pdb(str(tmp_path / "all.pdb"))
+    small = ["--steps", 3, "--features", 8, "--blocks", 1, "--batch-size", 8, "--temperature", 300, "--quiet"]
+    done = call("train", tmp_path / "frames.xtc", "--topology", tmp_path / "all.pdb", "--atoms", "heavy", *small,
+                "--out", tmp_path / "m.safetensors")
+    assert "40 snapshots of 4 atoms, 3 bonds" in done.stdout
+    run = ["sample", tmp_path / "m.safetensors", "--replicas", 2, "--steps", 2, "--save-every", 1, "--quiet"]
+    for k, start in enumerate((["all.npz"], ["all.pdb"], ["frames.xtc", "--topology", tmp_path / "all.pdb"])):
+        call(*run, "--init", tmp_path / start[0], *start[1:], "--out", tmp_path / f"traj{k}.npz")
+        first = read_snapshots(tmp_path / f"traj{k}.npz").positions[0]
+        np.testing.assert_allclose(np.diff(first, axis=0), np.diff(read_snapshots(
+            tmp_path / "traj0.npz").positions[0], axis=0), atol=0.002)
+    for start, name in ((tmp_path / "frames.xtc", "topology:"), (folder / "snapshots.npz", "init:")):
+        assert call(*run, "--init", start, "--out", tmp_path / "t.npz", code=2).stderr.startswith(name)
 
 
 def test_info_and_help():
@@ -132,44 +215,115 @@ def test_info_and_help():
     assert "Example:" in call("--help").stdout
 
 
-def test_bad_input_is_one_line_that_names_the_argument(folder, tmp_path):
-    cut = tmp_path / "cut.safetensors"
-    cut.write_bytes((folder / "model.safetensors").read_bytes()[:-5])
-    np.savez(tmp_path / "three.npz", positions=np.zeros((5, 3, 3), dtype=np.float32))
-    nan = np.load(folder / "snapshots.npz")["positions"][:4].copy()
+@pytest.fixture(scope="module")
+def bad(folder, tmp_path_factory):
+    """A folder of files with one thing wrong each; ``o.pdb`` and ``whole.xtc`` are good."""
+    path = tmp_path_factory.mktemp("bad files")
+    frames, model = folder / "snapshots.npz", folder / "model.safetensors"
+    arrays = dict(np.load(frames))
+    x = arrays["positions"]
+    nan = x[:40].copy()
     nan[2, 1, 0] = np.nan
-    np.savez(tmp_path / "nan.npz", positions=nan)
-    frames, model, out = folder / "snapshots.npz", folder / "model.safetensors", tmp_path / "o.xtc"
-    run = ["sample", model, "--init", frames, "--steps", 10, "--out", out]
-    table = {
-        "snapshots": ["train", tmp_path / "absent.npz", "--out", tmp_path / "m.safetensors"],
-        "temperature": ["train", tmp_path / "three.npz", "--out", tmp_path / "m.safetensors"],
-        "atoms": ["train", frames, "--atoms", "name Q", "--out", tmp_path / "m.safetensors"],
-        "topology": ["train", frames, "--topology", tmp_path / "no.pdb", "--out", tmp_path / "m.safetensors"],
-        "learning_rate": ["train", frames, "--learning-rate", 0, "--out", tmp_path / "m.safetensors"],
-        "steps": ["sample", model, "--init", frames, "--steps", 0, "--out", out],
-        "model": ["sample", cut, "--init", frames, "--steps", 10, "--out", out],
-        "init": ["sample", model, "--init", tmp_path / "nan.npz", "--steps", 10, "--out", out],
-        "time_step": [*run, "--time-step", -1],
-        "stiffness": [*run, "--stiffness", 0],
-        "diffusion": [*run, "--diffusion", 0],
-        "replicas": [*run, "--replicas", 0],
-        "save_every": [*run, "--save-every", 0],
-        "integrator": [*run, "--integrator", "verlet"],
-        "out": ["sample", model, "--init", frames, "--steps", 10, "--out", tmp_path / "o.mp4"],
-        "backend": ["--backend", "abacus", *run],
-        "threads": ["--threads", 0, *run],
-        "trajectory": ["report", tmp_path / "no.xtc", "--reference", frames, "--out", tmp_path / "r"],
-        "reference": ["report", frames, "--reference", tmp_path / "three.npz", "--out", tmp_path / "r"],
-        "dihedrals": ["report", frames, "--reference", frames, "--dihedrals", "chi9", "--out", tmp_path / "r"],
-        "--stepz": ["sample", model, "--stepz", 3],
-    }
-    before = sorted(p.name for p in tmp_path.iterdir())
-    for name, words in table.items():
+    changes = {"nan": {"positions": nan}, "flat": {"positions": x[:, :, 0]}, "short": {"positions": x[:0]},
+               "heap": {"positions": np.zeros((20, 4, 3), np.float32)}, "novalid": {"valid_positions": x[:0]},
+               "element": {"atomic_numbers": np.full(4, 500)}, "bond": {"bonds": np.array([(0, 9)])}}
+    for name, change in changes.items():
+        np.savez(path / f"{name}.npz", **{**arrays, **change})
+    np.savez(path / "three.npz", positions=x[:, :3])
+    run = mdtraj.Trajectory(x[:20], read_snapshots(frames).molecule.to_mdtraj())
+    run.save(str(path / "o.pdb"))
+    run.save(str(path / "whole.xtc"))
+    for source, missing in ((frames, 3000), (path / "whole.xtc", 3), (model, 5)):
+        (path / f"cut{source.suffix}").write_bytes(source.read_bytes()[:-missing])
+    (path / "state.safetensors.training").write_bytes(b"not a state")
+    (path / "lost.xtc.restart").write_bytes(b"not a restart file")
+    return path
+
+
+def options(command, *wrong):
+    """(name, words) for each (option, values...) put behind a command that is right without it."""
+    return [(option.replace("-", "_"), [*command, f"--{option}", *values]) for option, *values in wrong]
+
+
+def bad_training(frames, model, bad):
+    new = ["--steps", 3, "--out", bad / "m.safetensors"]
+    right = ["train", frames, *new]
+    unusable = ["absent.npz", "flat.npz", "short.npz", "heap.npz", "novalid.npz", "cut.npz", "nan.npz", "element.npz",
+                "bond.npz", "o.mp4", "."]
+    outs = [bad / "m.npz", frames, bad, bad / "no" / "m.safetensors", "/proc/m.safetensors", model,
+            bad / "state.safetensors", bad / f"{300 * 'a'}.safetensors"]
+    return [
+        *(("snapshots", ["train", bad / name, *new]) for name in unusable),
+        ("snapshots", ["train", bad / "cut.xtc", "--topology", bad / "o.pdb", *new]),
+        ("snapshots", [*right, "--atoms", "index 0"]),
+        ("temperature", ["train", bad / "three.npz", *new]),
+        ("topology", ["train", bad / "whole.xtc", *new]),
+        ("topology", ["train", bad / "three.npz", "--topology", bad / "o.pdb", *new]),
+        *(("out", ["train", frames, "--steps", 3, "--out", out]) for out in outs),
+        ("resume", [*right, "--resume"]),
+        ("resume", ["train", frames, "--steps", 3, "--out", bad / "state.safetensors", "--resume"]),
+        *options(right, ("atoms", "name Q"), ("atoms", ""), ("topology", bad / "no.pdb"), ("topology", model),
+                 ("learning-rate", 0), ("learning-rate", "inf"), ("temperature", -300), ("minutes", -1),
+                 ("minutes", "nan"), ("noise-levels", 0, 0.5), ("noise-levels", 0.5, 0.1), ("cutoff", -1),
+                 ("features", 0), ("features", 10**6), ("blocks", 0), ("blocks", 10**6), ("batch-size", -1),
+                 ("batch-size", 10**9), ("seed", -1), ("seed", 2**32), ("steps", 0), ("steps", 10**20),
+                 ("steps", "1e3")),
+    ]
+
+
+def bad_sampling(frames, model, bad):
+    new = ["--steps", 10, "--out", bad / "o.xtc"]
+    right = ["sample", model, "--init", frames, *new]
+    outs = [bad / "o.mp4", bad / "lost.xtc", bad / "no" / "o.xtc", "/proc/o.xtc", bad, frames]
+    return [
+        *(("model", ["sample", path, "--init", frames, *new]) for path in (bad / "cut.safetensors", bad, frames)),
+        *(("init", ["sample", model, "--init", bad / name, *new]) for name in ("nan.npz", "three.npz", "heap.npz")),
+        ("init", ["sample", model, *new]),
+        ("init", [*right, "--from-noise"]),
+        *(("out", ["sample", model, "--init", frames, "--steps", 10, "--out", out]) for out in outs),
+        ("resume", ["sample", model, "--resume", *new]),
+        ("resume", ["sample", model, "--resume", "--steps", 10, "--out", bad / "lost.xtc"]),
+        ("time_step", [*right, "--time-step", 1e-3, "--stiffness", 5]),
+        *options(right, ("time-step", -1), ("time-step", "nan"), ("time-step", 1e300), ("time-step", 1e-320),
+                 ("stiffness", 0), ("stiffness", 1e-300), ("diffusion", 0), ("diffusion", "nan"), ("temperature", 0),
+                 ("noise-level", 0), ("noise-level", 5), ("replicas", 0), ("replicas", 10**12), ("seed", -1),
+                 ("seed", 2**64), ("batch-size", 0), ("batch-size", 10**30), ("save-every", 0), ("save-every", 10**30),
+                 ("steps", 0), ("steps", 10**30), ("integrator", "verlet")),
+        ("--stepz", ["sample", model, "--stepz", 3]),
+        ("model", ["sample"]),
+    ]
+
+
+def bad_reports(frames, model, bad):
+    right = ["report", frames, "--reference", frames, "--out", bad / "r"]
+    return [
+        *(("trajectory", ["report", bad / name, "--reference", frames, "--out", bad / "r"])
+          for name in ("no.xtc", "cut.npz", "heap.npz")),
+        *(("reference", ["report", frames, "--reference", bad / name, "--out", bad / "r"])
+          for name in ("three.npz", "nan.npz", "heap.npz")),
+        *options(right, ("bins", 1), ("bins", 10**9), ("seed", -1), ("dihedrals", "chi9"), ("dihedrals", "0-1-2-9"),
+                 ("atoms", "name Q"), ("topology", bad / "no.pdb"), ("reference-topology", bad / "no.pdb"),
+                 ("model", bad / "no.safetensors"), ("model", bad / "cut.safetensors")),
+        *(("out", ["report", frames, "--reference", frames, "--out", out]) for out in (frames, "/proc/r")),
+        ("threads", ["--threads", 0, *right]),
+        ("backend", ["--backend", "abacus", *right]),
+        ("backend", ["--backend", "cuda", *right]),
+        ("command", ["simulate"]),
+    ]
+
+
+@pytest.mark.parametrize("table", [bad_training, bad_sampling, bad_reports])
+def test_bad_input_is_one_line_that_names_the_argument(folder, bad, table):
+    """Exit code 2, one line on stderr that begins with the argument's name, and not a file made or changed."""
+    def everything():
+        return {path: path.read_bytes() for place in (folder, bad) for path in place.iterdir()}
+
+    before = everything()
+    for name, words in table(folder / "snapshots.npz", folder / "model.safetensors", bad):
         done = call(*words, code=2)
         lines = done.stderr.strip().splitlines()
-        assert len(lines) == 1 and lines[0].startswith(name + ":"), (name, done.stderr)
-    assert sorted(p.name for p in tmp_path.iterdir()) == before
+        assert len(lines) == 1 and lines[0].startswith(name + ": "), (name, words, done.stderr)
+    assert everything() == before
 
 
 def test_existing_output_is_not_replaced_unasked(folder, tmp_path):
@@ -178,8 +332,25 @@ def test_existing_output_is_not_replaced_unasked(folder, tmp_path):
     before = out.read_bytes()
     assert sample(folder, out, code=2).stderr.startswith("out:")
     assert out.read_bytes() == before
+    assert sample(folder, tmp_path / "traj.dcd", code=2).stderr.startswith("out:")  # would share traj.json
+    out.unlink()
+    assert "traj.xtc.restart" in sample(folder, out, code=2).stderr
     sample(folder, out, "--seed", 5, "--overwrite")
     assert out.read_bytes() != before
+    model = (folder / "model.safetensors").read_bytes()
+    done = call("train", folder / "snapshots.npz", "--steps", 1, "--out", folder / "model.safetensors", code=2)
+    assert done.stderr.startswith("out:") and (folder / "model.safetensors").read_bytes() == model
+
+
+def test_what_nobody_foresaw_is_one_line_too(folder, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried\nto allocate 9 bytes")
+
+    monkeypatch.setattr(diffmd_fast.Sampler, "run", fail)
+    assert sample(folder, tmp_path / "t.npz", code=1).stderr.startswith("memory: ")
+    monkeypatch.setattr(diffmd_fast.Sampler, "run", lambda *arguments, **options: 1 / 0)
+    done = sample(folder, tmp_path / "t.npz", code=1)
+    assert "ZeroDivisionError" in done.stderr and done.stderr.count("\n") == 1 and "--debug" in done.stderr
 
 
 def test_unstable_time_step_is_refused_unless_forced(folder, tmp_path):
@@ -188,7 +359,14 @@ def test_unstable_time_step_is_refused_unless_forced(folder, tmp_path):
     assert sample(folder, tmp_path / "t.npz", "--time-step", 1.0, "--force", code=1).stdout.count("lost") >= 4
 
 
-def test_debug_shows_the_traceback(folder, tmp_path):
-    done = subprocess.run([sys.executable, "-m", "diffmd_fast", "--debug", "train", str(tmp_path / "no.npz"), "--out",
-                           str(tmp_path / "m.safetensors")], capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode != 0 and "Traceback" in done.stderr
+def test_debug_shows_the_traceback(tmp_path):
+    words = ["train", str(tmp_path / "no.npz"), "--out", str(tmp_path / "m.safetensors")]
+    for arguments in (["--debug", *words], [*words, "--debug"]):
+        with pytest.raises(InputError, match="^snapshots:"):
+            cli.main(arguments)
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "diffmd_fast", "info", "--jason"], capture_output=True, text=True,
+                          env=ENVIRONMENT)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("--jason: ")

@@ -53,7 +53,7 @@ def cli(debug: bool, threads: int | None, backend: str):
 # Python's names that the command line calls otherwise.
 _OPTIONS = {"n_steps": "steps", "n_replicas": "replicas", "n_features": "features", "n_blocks": "blocks",
             "max_seconds": "minutes", "n_threads": "threads", "initial_positions": "init", "out_dir": "out",
-            "header.n_replicas": "replicas"}
+            "header.n_replicas": "replicas", "path": "out"}
 
 ATOMS = click.option("--atoms", default="all", show_default=True, metavar="WHICH",
                      help="heavy, all, or an MDTraj selection such as 'backbone'.")
@@ -68,7 +68,8 @@ QUIET = click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.option("--temperature", type=float, metavar="K", help="Temperature of the snapshots; default: the file's own.")
 @click.option("--out", required=True, metavar="FILE", help="The model file (.safetensors).")
 @click.option("--steps", type=int, default=20000, show_default=True, help="Optimizer steps.")
-@click.option("--minutes", type=float, default=0.0, help="Stop after this time (0: no limit); the learning rate then falls by the clock.")
+@click.option("--minutes", type=float, default=0.0,
+              help="Stop after this time (0: no limit); the learning rate then falls by the clock.")
 @click.option("--batch-size", type=int, default=256, show_default=True, help="Snapshots a step.")
 @click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="At its highest; it falls to 1%.")
 @click.option("--noise-levels", type=float, nargs=2, default=(0.002, 0.5), show_default=True, metavar="LOW HIGH",
@@ -120,7 +121,8 @@ def train(snapshots, topology, atoms, temperature, out, steps, minutes, batch_si
 @click.option("--topology", metavar="PDB", help="Names and bonds of --init, where its format has none.")
 @click.option("--replicas", type=int, default=64, show_default=True, help="Molecules run side by side.")
 @click.option("--steps", type=int, required=True, help="Steps from the start, a resumed part included.")
-@click.option("--time-step", type=float, metavar="PS", help="Time step; default: D dt L = 0.25, an eighth of the stability limit (L: largest curvature).")
+@click.option("--time-step", type=float, metavar="PS",
+              help="Time step; default: D dt L = 0.25, an eighth of the stability limit (L: largest curvature).")
 @click.option("--stiffness", type=float, metavar="1/NM2", help="Spring stiffness k = 1/(2 D dt), instead of it.")
 @click.option("--diffusion", type=float, default=0.002, show_default=True, metavar="NM2/PS",
               help="Diffusion coefficient of every atom.")
@@ -132,7 +134,8 @@ def train(snapshots, topology, atoms, temperature, out, steps, minutes, batch_si
 @click.option("--batch-size", type=int, metavar="R", help="Replicas evaluated together; the result is the same.")
 @click.option("--out", required=True, metavar="FILE", help="Trajectory: .xtc, .dcd, .h5 or .npz.")
 @click.option("--per-replica", is_flag=True, help="One file a replica instead of one for all.")
-@click.option("--resume", is_flag=True, help="Continue the run in --out and its .restart file to --steps; other options default to that run's.")
+@click.option("--resume", is_flag=True,
+              help="Continue the run in --out and its .restart file to --steps; other options default to that run's.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing trajectory.")
 @click.option("--force", is_flag=True, help="Run a time step beyond the stability limit all the same.")
 @QUIET
@@ -221,6 +224,7 @@ def report(trajectory, reference, out, topology, reference_topology, atoms, dihe
                     progress=not quiet)
     _say(f"Jensen-Shannon divergence {result['js_divergence']:.4f} nats, sampling floor {result['js_floor']:.4f}; "
          f"{result['n_frames']} frames, replicas lost: {result['replicas_lost']}")
+    _say(result["verdict"]["headline"])
     _say(f"report in {Path(out) / 'report.html'}")
 
 
@@ -343,7 +347,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (click.ClickException, InputError, UnavailableError, NonFiniteError, OSError, KeyboardInterrupt) as error:
         if debug:
             raise
-        sys.exit(_explain(error))
+        sys.exit(_explain(error, arguments))
     except Exception as error:  # nothing we foresaw; still one line, and the way to the rest
         if debug:
             raise
@@ -351,7 +355,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _explain(error: BaseException) -> int:
+def _explain(error: BaseException, arguments: list[str]) -> int:
     """Print one line about the error; the exit code."""
     if isinstance(error, KeyboardInterrupt):
         return 130
@@ -370,17 +374,16 @@ def _explain(error: BaseException) -> int:
             _complain(f"{name}: {error.message if error.message else error.format_message()}".replace("\n", " "))
         return 2
     if isinstance(error, OSError):
-        _complain(f"{_option_of(error.filename)}: {error.strerror or error}{_in(error.filename)}")
+        _complain(f"{_option_of(error.filename, arguments)}: {error.strerror or error}{_in(error.filename)}")
         return 2
     name, _, rest = str(error).splitlines()[0].partition(":")
     _complain(f"{_OPTIONS.get(name, name)}:{rest}")
     return 2
 
 
-def _option_of(file) -> str:
+def _option_of(file, arguments: list[str]) -> str:
     """The option whose value a file's name begins with; the system's errors know files, not options."""
-    words = sys.argv[1:]
-    for option, value in zip(words, words[1:]):
+    for option, value in zip(arguments, arguments[1:]):
         if file and option.startswith("--") and str(file).startswith(value):
             return option[2:].replace("-", "_")
     return "file"
