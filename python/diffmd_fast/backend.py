@@ -19,6 +19,7 @@ _said: set[str] = set()
 
 class use_backend:
     """Choose the backend: ``use_backend("reference")`` for good, ``with use_backend("native"): ...`` for a block.
+    Either holds in the calling thread (the context of :mod:`contextvars`); other threads start with ``"auto"``.
 
     ``"auto"`` (default): native code on the CPU, the fastest kernel there is on other devices, and the plain
     PyTorch reference where there is none, which is said once.  ``"reference"``: plain PyTorch everywhere.

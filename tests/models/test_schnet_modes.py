@@ -178,3 +178,19 @@ def test_bad_construction(argument, change):
 def test_for_molecule_of_no_atoms():
     with pytest.raises(InputError, match="^atom_types:"):
         SchNet(2, 8, 1, atom_types=[6, 6]).for_molecule([])
+
+
+def test_for_molecule_stays_on_the_device():
+    twin = SchNet(2, 8, 1, atom_types=[6, 8]).to("meta").for_molecule([8, 6, 6], [(0, 1)])
+    assert {t.device.type for t in (*twin.parameters(), *twin.buffers())} == {"meta"}
+
+
+def test_energy_of_a_frozen_model_is_the_native_one(model, x):
+    """As load_model gives it: nothing to differentiate, so the fast path, with gradients enabled or not."""
+    assert model.energy(x).requires_grad
+    model.requires_grad_(False)
+    energy = model.energy(x)
+    assert torch.equal(energy, model.energy_and_score(x)[0]) and not energy.requires_grad
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model.energy(leaf).sum(), leaf)
+    torch.testing.assert_close(-gradient, model.score(x), rtol=1e-4, atol=1e-2)

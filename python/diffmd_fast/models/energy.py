@@ -80,13 +80,6 @@ class Energy(nn.Module):
         return noise.expand(positions.shape[0])
 
 
-def require_energy(model: Any, needed_by: str) -> None:
-    """Refuse a module that offers only a score where an energy is needed, e.g. by a Metropolis correction."""
-    if not callable(getattr(model, "energy", None)) or not callable(getattr(model, "energy_and_score", None)):
-        raise InputError(f"model: expected methods energy and energy_and_score ({needed_by} needs the energy), got "
-                         f"{type(model).__name__}, which offers only a score")
-
-
 def require_score(model: Any) -> None:
     """Refuse an object that cannot be sampled at all."""
     if not callable(getattr(model, "score", None)):

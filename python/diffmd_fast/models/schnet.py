@@ -151,6 +151,8 @@ class SchNet(Energy):
                      springs: dict[str, Any] | None = None) -> SchNet:
         """A model of another molecule made of the same atom types, sharing this model's parameters.
 
+        Move or convert (``to``, ``double``) before, not after: a shared parameter would change under the other model.
+
         Raises:
             InputError: an atom type, or a torsion of atom types, that this model has no parameters for.
         """
@@ -267,9 +269,10 @@ class SchNet(Energy):
         return super().energy_and_score(positions, noise_level)
 
     def energy(self, positions: Tensor, noise_level: float | None = None) -> Tensor:
-        """E in kT0 of each replica [replicas]; differentiable when gradients are enabled."""
+        """E in kT0 of each replica [replicas]; differentiable with respect to what requires a gradient."""
         self.check_positions(positions)
-        if not torch.is_grad_enabled() and self._native_serves(positions, noise_level):
+        learning = torch.is_grad_enabled() and any(p.requires_grad for p in self._own_parameters())
+        if not learning and self._native_serves(positions, noise_level):
             return self._native_call(positions, noise_level, with_score=False)[0]
         return super().energy(positions, noise_level)
 
@@ -304,7 +307,7 @@ class SchNet(Energy):
         A change in place through ``parameter.data`` or a shared numpy array is one that torch does not count, so it
         goes unnoticed; ``torch.no_grad()`` with ``parameter.copy_`` is the way.
         """
-        parameters = [p for table in self._parameter_tables for p in table.values() if p is not None]
+        parameters = self._own_parameters()
         try:
             key = (noise_level, dtype, [(p.data_ptr(), p._version) for p in parameters])
         except RuntimeError:  # made under torch.inference_mode: changes are not counted at all
@@ -314,6 +317,9 @@ class SchNet(Energy):
             # The parameters' memory is held, so that none that replace them can come to lie at the same address.
             kept = self._folded = (key, FoldedSchNet(self, noise_level, dtype), [p.detach() for p in parameters])
         return kept[1]
+
+    def _own_parameters(self) -> list[nn.Parameter]:
+        return [p for table in self._parameter_tables for p in table.values() if p is not None]
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without what is kept between calls, which belongs to this object's memory."""
