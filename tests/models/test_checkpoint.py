@@ -53,6 +53,12 @@ def refused(path, *words):
     assert text.startswith("path:") and "\n" not in text and all(word in text for word in words), text
 
 
+def test_written_files_have_the_users_usual_rights_and_leave_nothing_beside(saved, tmp_path):
+    (tmp_path / "plain").touch()
+    assert saved[1].stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.safetensors", "plain"]
+
+
 def test_truncated_anywhere(saved, tmp_path):
     data = saved[1].read_bytes()
     for size in (0, 1, 7, 8, 100, len(data) // 2, len(data) - 1):

@@ -83,12 +83,12 @@ def described_beside(path: Path) -> str | None:
     return None
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write under another name in the same folder, then rename."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write under another name in the same folder, then rename; the file's rights are the user's usual ones."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

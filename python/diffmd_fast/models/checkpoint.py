@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +31,10 @@ def save_model(path: str | Path, model: SchNet) -> None:
     Raises:
         InputError: a model of another kind, or a place that cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from .. import __version__
+    from ..io.sidecar import write_atomically
 
     require(type(model).__name__ in ARCHITECTURES, "model", "one of " + ", ".join(ARCHITECTURES), type(model).__name__)
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
@@ -47,11 +46,9 @@ def save_model(path: str | Path, model: SchNet) -> None:
     }
     text = json.dumps(metadata)
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        save_file(tensors, temporary, {FORMAT: text, "sha256": _checksum(text, tensors)})
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
+        write_atomically(path, save(tensors, {FORMAT: text, "sha256": _checksum(text, tensors)}))
+    except OSError as error:
         raise InputError(f"path: expected a place to write a model file, got {str(path)!r} "
                          f"({str(error).splitlines()[0]})") from error
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -272,7 +271,9 @@ def _save_best(out: Path, state: State, frames: Tensor, settings: Settings) -> N
 
 
 def _save_state(path: Path, state: State, settings: Settings, data: str) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
+
+    from ..io.sidecar import write_atomically
 
     tensors = {f"model.{k}": v for k, v in state.model.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in state.average.state_dict().items()}
@@ -280,9 +281,7 @@ def _save_state(path: Path, state: State, settings: Settings, data: str) -> None
         tensors |= {f"adam.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
     header = {"step": state.step, "seconds": state.seconds, "best": state.best, "history": state.history,
               "settings": asdict(settings), "data": data}
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"state": json.dumps(header)})
-    os.replace(temporary, path)
+    write_atomically(path, save({k: v.contiguous() for k, v in tensors.items()}, {"state": json.dumps(header)}))
 
 
 def _load_state(path: Path, state: State, settings: Settings, data: str) -> None:

@@ -1,0 +1,40 @@
+"""What the documents say is true: the example runs, options and fields have the names they are given."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from diffmd_fast.cli import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+
+
+def test_the_example_of_the_readme_runs(monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    exec(compile(code, "README.md", "exec"), {})
+    shape = re.search(r"# (\(\d+, 64, 10, 3\) \[\])", code).group(1)
+    assert shape in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_options_exist(page):
+    there = {name for command in (cli, *cli.commands.values()) for option in command.params for name in option.opts}
+    there |= {"--help", "--no-deps", "--set-commit-hash"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / page).read_text())) <= there
+
+
+def test_fields_of_the_report(tmp_path):
+    from diffmd_fast.analysis import report
+    from diffmd_fast.io import read_snapshots
+
+    frames = read_snapshots(ROOT / "examples" / "alanine_dipeptide" / "snapshots.npz")
+    report(frames, frames, tmp_path, n_pairs=20, progress=False)
+    written = json.loads((tmp_path / "report.json").read_text())
+    table = (ROOT / "docs" / "file_formats.md").read_text().partition("## Report")[2]
+    rows = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    first = [name for cell in rows for name in re.findall(r"`(\w+)`", cell)]
+    assert len(first) > 10 and set(first) <= set(written)
