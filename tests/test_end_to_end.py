@@ -80,7 +80,8 @@ def test_one_run_however_it_is_cut(model, snapshots, tmp_path):
     spring = diffmd_fast.Spring.from_time_step(5e-4, 0.002)
 
     def run(n_steps, name, **options):
-        sampler = diffmd_fast.Sampler(model, spring, temperature=300, seed=7, batch_size=options.pop("batch_size", None))
+        size = options.pop("batch_size", None)
+        sampler = diffmd_fast.Sampler(model, spring, temperature=300, seed=7, batch_size=size)
         sampler.run(x if not options.get("resume") else None, n_steps, 50, out=tmp_path / name, **options)
         return read_snapshots(tmp_path / name).positions
 

@@ -36,7 +36,8 @@ def test_version_is_the_distributions():
 
 
 def test_heavy_libraries_are_not_imported_until_used():
-    code = "import sys, diffmd_fast; print([m for m in ('mdtraj', 'matplotlib', 'tables', 'triton') if m in sys.modules])"
+    code = ("import sys, diffmd_fast; "
+            "print([m for m in ('mdtraj', 'matplotlib', 'tables', 'triton') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -82,6 +83,7 @@ def test_sdist_without_git_builds_a_wheel_that_runs(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     assert list(tmp_path.glob("*.tar.gz"))
     run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path / "site"), str(wheel))
-    done = run(sys.executable, "-c", "import diffmd_fast, diffmd_fast.kernels as k; print(diffmd_fast.__file__, k.__file__)",
+    code = "import diffmd_fast, diffmd_fast.kernels as k; print(diffmd_fast.__file__, k.__file__)"
+    done = run(sys.executable, "-c", code,
                cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"})
     assert done.stdout.count(str(tmp_path / "site")) == 2

@@ -44,8 +44,8 @@ def check_bonds(positions: Tensor, molecule: Molecule) -> None:
             f"0 nm between atoms {molecule.bonds[bond][0]} and {molecule.bonds[bond][1]} in frame {frame}")
     frame, bond = divmod(int(r.argmax()), r.shape[1])
     if r[frame, bond] > LONG_BOND:
-        warnings.warn(f"atoms {molecule.bonds[bond][0]} and {molecule.bonds[bond][1]} are bonded and {r[frame, bond]:.3g} "
-                      f"nm apart in frame {frame}: are the positions in nm, and the molecules whole where they cross "
+        i, j = molecule.bonds[bond]
+        warnings.warn(f"atoms {i} and {j} are bonded and {r[frame, bond]:.3g} nm apart in frame {frame}: are the positions in nm, and the molecules whole where they cross "
                       "the edge of a periodic box?", stacklevel=3)
 
 
