@@ -45,8 +45,9 @@ def check_bonds(positions: Tensor, molecule: Molecule) -> None:
     frame, bond = divmod(int(r.argmax()), r.shape[1])
     if r[frame, bond] > LONG_BOND:
         i, j = molecule.bonds[bond]
-        warnings.warn(f"atoms {i} and {j} are bonded and {r[frame, bond]:.3g} nm apart in frame {frame}: are the positions in nm, and the molecules whole where they cross "
-                      "the edge of a periodic box?", stacklevel=3)
+        warnings.warn(f"atoms {i} and {j} are bonded and {r[frame, bond]:.3g} nm apart in frame {frame}: are the "
+                      "positions in nm, and the molecules whole where they cross the edge of a periodic box?",
+                      stacklevel=3)
 
 
 def fit_springs(positions: Tensor, molecule: Molecule) -> dict[str, Any]:
