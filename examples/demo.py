@@ -55,8 +55,8 @@ def butane(out: Path, minutes: float, steps: int) -> dict:
              bonds=np.array([(0, 1), (1, 2), (2, 3)], dtype=np.int32),
              bead_types=np.array(["CH3", "CH2", "CH2", "CH3"]))
     model, trajectory = out / "butane.safetensors", out / "butane.xtc"
-    run("train", snapshots, "--temperature", 300, "--minutes", minutes, "--steps", 100_000, "--out", model,
-        "--overwrite")
+    run("train", snapshots, "--temperature", 300, "--minutes", minutes, "--steps", 100_000, "--blocks", 2,
+        "--learning-rate", 0.002, "--out", model, "--overwrite")
     run("sample", model, "--init", snapshots, "--replicas", 64, "--steps", steps, "--save-every", 100, "--seed", 1,
         "--out", trajectory, "--overwrite")
     run("report", trajectory, "--reference", snapshots, "--model", model, "--out", out / "butane_report")
