@@ -371,6 +371,9 @@ def energy_trace(
 ) -> EnergyTrace:
     """Energy of up to n_frames frames of the run, evenly spaced in time, and of as many of the reference.
 
+    A run samples the density blurred by the model's noise level, so the reference frames get that noise too (from a
+    fixed seed): clean frames would lie lower by half a kT0 for every stiff degree of freedom that the noise widens.
+
     model: anything with ``energy(positions [n, atoms, 3] in nm) -> [n]`` in kT0.
     """
     longest = int(replicas.lengths.max())
@@ -381,7 +384,9 @@ def energy_trace(
     kept = [k for k, frames in enumerate(chosen) if len(frames)]
     energies = _energies(model, run[np.concatenate([chosen[k] for k in kept])])
     parts = np.split(energies, np.cumsum([len(chosen[k]) for k in kept])[:-1])
-    own = _energies(model, reference[np.linspace(0, len(reference) - 1, min(len(reference), n_frames)).astype(int)])
+    some = reference[np.linspace(0, len(reference) - 1, min(len(reference), n_frames)).astype(int)]
+    noise = np.random.default_rng(0).standard_normal(some.shape, dtype=np.float32)
+    own = _energies(model, some + np.float32(getattr(model, "noise_level", 0.0)) * noise)
     return EnergyTrace(
         points[kept] * (replicas.frame_interval or 1.0),
         np.array([part.mean() for part in parts]),

@@ -182,7 +182,7 @@ def _energy(comparison: Comparison) -> list[Statement]:
     inside = energy.reference_low <= energy.run_mean <= energy.reference_high
     text = (
         f"Mean learned energy {energy.run_mean:.2f} kT0 in the run, {energy.reference_mean:.2f} over the "
-        f"reference (5 to 95 %: {energy.reference_low:.2f} to {energy.reference_high:.2f})"
+        f"reference at the model's noise level (5 to 95 %: {energy.reference_low:.2f} to {energy.reference_high:.2f})"
     )
     return [
         Statement(GOOD, text + ".")
