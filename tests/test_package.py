@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,8 @@ def test_sdist_without_git_builds_a_wheel_that_runs(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     assert list(tmp_path.glob("*.tar.gz"))
     run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path / "site"), str(wheel))
-    code = "import diffmd_fast, diffmd_fast.kernels as k; print(diffmd_fast.__file__, k.__file__)"
-    done = run(sys.executable, "-c", code,
-               cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"})
+    # -S: without the start-up files of site-packages, among which is the hook of an editable install.
+    code = (f"import sys; sys.path[:0] = [{str(tmp_path / 'site')!r}, {sysconfig.get_path('purelib')!r}]; "
+            "import diffmd_fast, diffmd_fast.kernels as k; print(diffmd_fast.__file__, k.__file__)")
+    done = run(sys.executable, "-S", "-c", code, cwd=tmp_path)
     assert done.stdout.count(str(tmp_path / "site")) == 2
