@@ -13,6 +13,7 @@ import math
 import os
 import sys
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def quiet() -> Iterator[None]:
 # ---- readers ---------------------------------------------------------------------------------------
 
 
-class FrameReader:
+class FrameReader(ABC):
     """Reads frames in order: ``read(n)`` -> (positions [n, n_atoms, 3] nm, time [n] ps or None).
 
     ``n_frames`` and ``n_atoms`` are known beforehand; ``molecule`` is None where the format has none.
@@ -100,11 +101,11 @@ class FrameReader:
     temperature: float | None = None
     arrays: Mapping[str, np.ndarray] = {}  # the small arrays of an NPZ file
 
-    def read(self, n: int) -> tuple[np.ndarray, np.ndarray | None]:
-        raise NotImplementedError
+    @abstractmethod
+    def read(self, n: int) -> tuple[np.ndarray, np.ndarray | None]: ...
 
-    def close(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def close(self) -> None: ...
 
     def __enter__(self) -> FrameReader:
         return self
@@ -355,14 +356,14 @@ def open_reader(path: Path, argument: str = "path") -> FrameReader:
 # ---- writers ---------------------------------------------------------------------------------------
 
 
-class FrameWriter:
+class FrameWriter(ABC):
     """``write(positions [n, n_atoms, 3] nm, time [n] ps, replica)``, then ``close()``."""
 
-    def __init__(self, path: Path, molecule: Molecule, n_frames: int, extra: Mapping[str, Any]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def __init__(self, path: Path, molecule: Molecule, n_frames: int, extra: Mapping[str, Any]) -> None: ...
 
-    def write(self, positions: np.ndarray, time: np.ndarray, replica: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def write(self, positions: np.ndarray, time: np.ndarray, replica: int) -> None: ...
 
     def close(self) -> None:
         self._file.close()
