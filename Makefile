@@ -13,16 +13,16 @@ help:             ## this list
 setup: $(STAMP)   ## a virtual environment with the package (editable)
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/* kernels/*/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt torch numpy scikit-build-core pybind11 cmake ninja
-	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e .
+	$(BIN)/python -m pip install -q -c constraints.txt torch numpy scikit-build-core pybind11 cmake ninja
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e .
 	@touch $@
 
 $(TEST_STAMP): $(STAMP)
-	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[test]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[test]'
 	@touch $@
 
 build:            ## rebuild the extension in place after a change to csrc/
-	@flock /tmp/diffmd-build.lock $(BIN)/pip install -q -c constraints.txt --no-build-isolation --no-deps -e .
+	@flock /tmp/diffmd-build.lock $(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation --no-deps -e .
 
 demo: setup       ## sample alanine dipeptide, train butane, and show the figures (demo-output/)
 	$(BIN)/python examples/demo.py
@@ -34,11 +34,11 @@ test-slow: $(TEST_STAMP)  ## the tests marked slow as well
 	$(BIN)/python -m pytest -m ''
 
 lint:             ## style of Python and C++
-	$(BIN)/pip install -q -c constraints.txt ruff
+	$(BIN)/python -m pip install -q -c constraints.txt ruff
 	$(BIN)/ruff check python tests benchmarks examples scripts kernels
 
 bench: setup      ## every operation, fast against reference, into benchmarks/.asv
-	$(BIN)/pip install -q -c constraints.txt asv virtualenv
+	$(BIN)/python -m pip install -q -c constraints.txt asv virtualenv
 	cd benchmarks && ../$(BIN)/asv machine --yes && ../$(BIN)/asv run --python=same --set-commit-hash $$(git rev-parse HEAD) --show-stderr
 
 dashboard:        ## the static site of all benchmark results, in benchmarks/.asv/html
