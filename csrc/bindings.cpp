@@ -8,6 +8,7 @@
 #endif
 
 #include <algorithm>
+#include <memory>
 #include <new>
 #include <string>
 
@@ -171,42 +172,54 @@ int spline_conv_double_backward(DIFFMD_SPLINE_GRAPH, Address grad, Address along
 }
 
 // ---- neighbor_list --------------------------------------------------------------------------------------
-// A NeighborSearch in the order of csrc/neighbor_list.hpp; Python keeps it between count and fill.
-diffmd::NeighborSearch neighbor_search(std::int64_t n_replicas, std::int64_t n_atoms, Address box, Address inverse,
-                                       bool box_per_replica, double reach, std::int64_t max_cells,
-                                       Address coordinates, Address sorted, Address order, Address wraps,
-                                       Address first, Address cells, Address grid, Address row_ptr,
-                                       int n_threads) {
-  return {n_replicas, n_atoms, at<double>(box), at<double>(inverse), box_per_replica, reach, max_cells,
-          at<double>(coordinates), at<double>(sorted), at<std::int32_t>(order), at<std::int32_t>(wraps),
-          at<std::int32_t>(first), at<std::int32_t>(cells), at<double>(grid), at<std::int64_t>(row_ptr),
-          nullptr, nullptr, nullptr, n_threads};
+// A NeighborSearch in the order of csrc/neighbor_list.hpp; Python keeps it, and what it points to, between count and
+// fill. Scratch belongs to the object.
+template <typename T> struct Search {
+  diffmd::NeighborSearch<T> call;
+  std::unique_ptr<char[]> scratch;
+};
+
+template <typename T>
+std::unique_ptr<Search<T>> neighbor_search(std::int64_t n_replicas, std::int64_t n_atoms, Address positions,
+                                           Address box, Address inverse, bool box_per_replica, double reach,
+                                           bool cells, int n_threads) {
+  auto search = std::make_unique<Search<T>>();
+  search->call = {n_replicas, n_atoms, at<T>(positions), at<double>(box), at<double>(inverse), box_per_replica, reach,
+                  cells, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, n_threads};
+  return search;
 }
 
 // Returns the first node whose position cannot be used, or -1.
-template <typename T> std::int64_t neighbor_list_count(const diffmd::NeighborSearch& call, Address positions) {
+template <typename T> std::int64_t neighbor_list_count(Search<T>& search, Address row_ptr) {
+  std::size_t bytes = 0;
+  DIFFMD_CALL(neighbor_scratch_bytes<T>(search.call, &bytes));
+  constexpr std::size_t line = 64;  // each part of the scratch starts on a cache line
+  search.scratch.reset(new char[bytes + line]);
+  const Address start = reinterpret_cast<Address>(search.scratch.get());
+  search.call.scratch = search.scratch.get() + (line - start % line);
+  search.call.row_ptr = at<std::int64_t>(row_ptr);
   std::int64_t bad = -1;
-  DIFFMD_CALL(neighbor_list_count<T>(call, at<T>(positions), &bad));
+  DIFFMD_CALL(neighbor_list_count<T>(search.call, &bad));
   return bad;
 }
 
-void neighbor_list_fill(diffmd::NeighborSearch call, Address col, Address shift, Address reverse) {
-  call.col = at<std::int32_t>(col);
-  call.shift = at<std::int32_t>(shift);
-  call.reverse = at<std::int64_t>(reverse);
-  DIFFMD_CALL(neighbor_list_fill(call));
+template <typename T>
+void neighbor_list_fill(Search<T>& search, Address col, Address shift, Address reverse, Address vectors,
+                        Address distances) {
+  search.call.col = at<std::int32_t>(col);
+  search.call.shift = at<std::int32_t>(shift);
+  search.call.reverse = at<std::int64_t>(reverse);
+  search.call.vectors = at<T>(vectors);
+  search.call.distances = at<T>(distances);
+  bool enough_memory = true;
+  DIFFMD_CALL(neighbor_list_fill<T>(search.call, &enough_memory));
+  if (!enough_memory) throw std::bad_alloc();
 }
 
 void neighbor_list_all_pairs(std::int64_t n_replicas, std::int64_t n_atoms, Address row_ptr, Address col,
                              Address reverse, int n_threads) {
-  diffmd::NeighborSearch call{};
-  call.n_replicas = n_replicas;
-  call.n_atoms = n_atoms;
-  call.row_ptr = at<std::int64_t>(row_ptr);
-  call.col = at<std::int32_t>(col);
-  call.reverse = at<std::int64_t>(reverse);
-  call.n_threads = n_threads;
-  DIFFMD_CALL(neighbor_list_all_pairs(call));
+  DIFFMD_CALL(neighbor_list_all_pairs(n_replicas, n_atoms, at<std::int64_t>(row_ptr), at<std::int32_t>(col),
+                                      at<std::int64_t>(reverse), n_threads));
 }
 
 // Returns false when the rows do not cover the edges or an edge points outside of the positions.
@@ -301,11 +314,14 @@ PYBIND11_MODULE(_C, m) {
   m.def("em_step_float64", &em_step<double>);
 
   // neighbor_list: neighbor_search describes a call, count writes its row_ptr, fill the rest
-  py::class_<diffmd::NeighborSearch>(m, "NeighborSearch");
-  m.def("neighbor_search", &neighbor_search);
+  py::class_<Search<float>>(m, "NeighborSearchFloat32");
+  py::class_<Search<double>>(m, "NeighborSearchFloat64");
+  m.def("neighbor_search_float32", &neighbor_search<float>);
+  m.def("neighbor_search_float64", &neighbor_search<double>);
   m.def("neighbor_list_count_float32", &neighbor_list_count<float>);
   m.def("neighbor_list_count_float64", &neighbor_list_count<double>);
-  m.def("neighbor_list_fill", &neighbor_list_fill);
+  m.def("neighbor_list_fill_float32", &neighbor_list_fill<float>);
+  m.def("neighbor_list_fill_float64", &neighbor_list_fill<double>);
   m.def("neighbor_list_all_pairs", &neighbor_list_all_pairs);
   m.def("neighbor_vectors_float32", &neighbor_vectors<float>);
   m.def("neighbor_vectors_float64", &neighbor_vectors<double>);

@@ -60,16 +60,16 @@ def neighbor_list(positions: Tensor, cutoff: float | None, *, box: Tensor | None
     if boxes.device.type != "meta" and boxes.shape[0]:
         check_boxes(boxes, cutoff, skin)
     reach = math.inf if cutoff is None else cutoff + skin
-    fixed = positions.detach()
     if run_reference(positions.device.type, "neighbor_list"):
-        outputs = _other(fixed, boxes, reach, "auto")
-        measured = edge_vectors(positions, boxes, *outputs[:3]) if return_distances or return_vectors else None
-    else:
-        outputs = torch.ops.diffmd_fast.neighbor_list(fixed, boxes, reach, "auto")
-        measured = None
+        outputs = _other(positions.detach(), boxes, reach, "auto")
         if return_distances or return_vectors:
-            measured = torch.ops.diffmd_fast.neighbor_vectors(positions, boxes, *outputs[:3])
-    return NeighborList(*outputs, measured[1] if return_distances else None, measured[0] if return_vectors else None)
+            vectors, distances = edge_vectors(positions, boxes, *outputs[:3])
+    elif return_distances or return_vectors:
+        *outputs, vectors, distances = torch.ops.diffmd_fast.neighbor_list_and_vectors(
+            positions, boxes, reach, "auto", return_vectors, return_distances)
+    else:
+        outputs = torch.ops.diffmd_fast.neighbor_list(positions.detach(), boxes, reach, "auto")
+    return NeighborList(*outputs, distances if return_distances else None, vectors if return_vectors else None)
 
 
 def as_boxes(box, positions: Tensor, operation: str) -> Tensor:
@@ -141,44 +141,47 @@ def _check_finite(positions: Tensor) -> None:
 
 
 def _cpu(positions, box, reach, method):
+    return _list_and_vectors_cpu(positions, box, reach, method, False, False)[:4]
+
+
+def _list_and_vectors_cpu(positions, box, reach, method, vectors, distances):
     _check_call(positions, box, reach, method)
     n_replicas, n_atoms, _ = positions.shape
     n_nodes, periodic = n_replicas * n_atoms, box.shape[0] > 0
     positions, threads = positions.contiguous(), get_num_threads()
-    row_ptr = torch.empty(n_nodes + 1, dtype=torch.int64)
-    if math.isinf(reach):
-        _check_finite(positions)
-        n_edges = n_nodes * max(0, n_atoms - 1)
-        col, shift, reverse = _edges(n_edges, False)
-        if n_nodes == 0:
-            return row_ptr.zero_(), col, shift, reverse
-        _C.neighbor_list_all_pairs(n_replicas, n_atoms, row_ptr.data_ptr(), col.data_ptr(), reverse.data_ptr(), threads)
-        return row_ptr, col, shift, reverse
+    if math.isinf(reach) or n_nodes == 0:
+        lists = _all_pairs_cpu(positions, threads)
+        return *lists, *_vectors_cpu(positions, box, *lists[:3], vectors, distances)
     cells = method == "cell_list" or (method == "auto" and n_atoms >= CELLS_FROM)
-    max_cells = max(1, n_atoms) if cells else 1
     inverse = inverse_boxes(box)[0] if periodic else box
     box = box.contiguous()
-    # Working memory of the native code, field by field as in csrc/neighbor_list.hpp; it lives until fill is done.
-    coordinates = torch.empty(n_nodes, 3, dtype=torch.float64)
-    in_order = torch.zeros(3 * n_nodes + 8, dtype=torch.float64)
-    order, wraps = torch.empty(n_nodes, dtype=torch.int32), torch.empty(n_nodes * periodic, 3, dtype=torch.int32)
-    first = torch.empty(n_replicas, max_cells + 1, dtype=torch.int32)
-    n_cells, grid = torch.empty(n_replicas, 3, dtype=torch.int32), torch.empty(n_replicas, 6, dtype=torch.float64)
-    search = _C.neighbor_search(
-        n_replicas, n_atoms, box.data_ptr() if periodic else 0, inverse.data_ptr() if periodic else 0,
-        box.shape[0] > 1, reach, max_cells, coordinates.data_ptr(), in_order.data_ptr(), order.data_ptr(),
-        wraps.data_ptr(), first.data_ptr(), n_cells.data_ptr(), grid.data_ptr(), row_ptr.data_ptr(), threads)
-    bad = native("neighbor_list_count", positions.dtype)(search, positions.data_ptr())
+    row_ptr = torch.empty(n_nodes + 1, dtype=torch.int64)
+    search = native("neighbor_search", positions.dtype)(
+        n_replicas, n_atoms, positions.data_ptr(), box.data_ptr() if periodic else 0,
+        inverse.data_ptr() if periodic else 0, box.shape[0] > 1, reach, cells, threads)
+    bad = native("neighbor_list_count", positions.dtype)(search, row_ptr.data_ptr())
     if bad >= 0:
         _refuse(positions, bad)
-    col, shift, reverse = _edges(int(row_ptr[-1]), periodic)
-    _C.neighbor_list_fill(search, col.data_ptr(), shift.data_ptr(), reverse.data_ptr())
-    return row_ptr, col, shift, reverse
+    n_edges = row_ptr[-1].item()
+    col, reverse = torch.empty(n_edges, dtype=torch.int32), torch.empty(n_edges, dtype=torch.int64)
+    shift = torch.empty(n_edges * periodic, 3, dtype=torch.int32)
+    along = positions.new_empty(n_edges * vectors, 3)
+    apart = positions.new_empty(n_edges * distances)
+    native("neighbor_list_fill", positions.dtype)(
+        search, col.data_ptr(), shift.data_ptr(), reverse.data_ptr(), along.data_ptr() if vectors else 0,
+        apart.data_ptr() if distances else 0)
+    return row_ptr, col, shift, reverse, along, apart
 
 
-def _edges(n_edges: int, periodic: bool) -> tuple[Tensor, Tensor, Tensor]:
-    return (torch.empty(n_edges, dtype=torch.int32), torch.empty(n_edges * periodic, 3, dtype=torch.int32),
-            torch.empty(n_edges, dtype=torch.int64))
+def _all_pairs_cpu(positions: Tensor, threads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n_replicas, n_atoms, _ = positions.shape
+    _check_finite(positions)
+    n_edges = n_replicas * n_atoms * max(0, n_atoms - 1)
+    row_ptr = torch.zeros(n_replicas * n_atoms + 1, dtype=torch.int64)
+    col, reverse = torch.empty(n_edges, dtype=torch.int32), torch.empty(n_edges, dtype=torch.int64)
+    if n_edges:
+        _C.neighbor_list_all_pairs(n_replicas, n_atoms, row_ptr.data_ptr(), col.data_ptr(), reverse.data_ptr(), threads)
+    return row_ptr, col, torch.empty(0, 3, dtype=torch.int32), reverse
 
 
 def _other(positions, box, reach, method):
@@ -192,6 +195,11 @@ def _other(positions, box, reach, method):
     return neighbor_list_core(positions, box, reach)
 
 
+def _list_and_vectors_other(positions, box, reach, method, vectors, distances):
+    lists = _other(positions, box, reach, method)
+    return *lists, *_vectors_other(positions, box, *lists[:3], vectors, distances)
+
+
 def _fake(positions, box, reach, method):
     n_replicas, n_atoms, _ = positions.shape
     n_nodes = n_replicas * n_atoms
@@ -202,7 +210,12 @@ def _fake(positions, box, reach, method):
             positions.new_empty(n_edges, dtype=torch.int64))
 
 
-def _vectors_cpu(positions, box, row_ptr, col, shift):
+def _list_and_vectors_fake(positions, box, reach, method, vectors, distances):
+    lists = _fake(positions, box, reach, method)
+    return *lists, *_vectors_fake(positions, box, *lists[:3], vectors, distances)
+
+
+def _vectors_cpu(positions, box, row_ptr, col, shift, vectors=True, distances=True):
     check_tensor(positions, "positions", ("replicas", "atoms", 3))
     n_replicas, n_atoms, _ = positions.shape
     n_edges, periodic = col.numel(), box.shape[0] > 0
@@ -211,39 +224,64 @@ def _vectors_cpu(positions, box, row_ptr, col, shift):
     check_tensor(col, "col", ("edges",), dtypes=(torch.int32,))
     check_tensor(shift, "shift", (n_edges if periodic else 0, 3), dtypes=(torch.int32,))
     positions, box, row_ptr, col, shift = (t.contiguous() for t in (positions, box, row_ptr, col, shift))
-    vectors, distances = positions.new_zeros(n_edges, 3), positions.new_zeros(n_edges)
+    along, apart = positions.new_empty(n_edges * vectors, 3), positions.new_empty(n_edges * distances)
     good = native("neighbor_vectors", positions.dtype)(
         n_replicas, n_atoms, n_edges, positions.data_ptr(), box.data_ptr() if periodic else 0, box.shape[0] > 1,
-        row_ptr.data_ptr(), col.data_ptr(), shift.data_ptr(), vectors.data_ptr(), distances.data_ptr(),
-        get_num_threads())
+        row_ptr.data_ptr(), col.data_ptr(), shift.data_ptr(), along.data_ptr() if vectors else 0,
+        apart.data_ptr() if distances else 0, get_num_threads())
     require(good, "col", "a neighbor list of these positions (row_ptr ascending from 0 to the number of edges, col "
             "below the number of atoms)", "another")
-    return vectors, distances
+    return along, apart
 
 
-def _vectors_fake(positions, box, row_ptr, col, shift):
-    return positions.new_empty(col.shape[0], 3), positions.new_empty(col.shape[0])
+def _vectors_other(positions, box, row_ptr, col, shift, vectors=True, distances=True):
+    along, apart = edge_vectors(positions, box, row_ptr, col, shift)
+    return along if vectors else along[:0].clone(), apart if distances else apart[:0].clone()
+
+
+def _vectors_fake(positions, box, row_ptr, col, shift, vectors=True, distances=True):
+    n_edges = col.shape[0]
+    return positions.new_empty(n_edges if vectors else 0, 3), positions.new_empty(n_edges if distances else 0)
 
 
 def _vectors_setup_context(ctx, inputs, output):
     refuse_gradient(ctx, "neighbor_vectors", {1: "box"})
-    ctx.save_for_backward(*inputs)
+    ctx.save_for_backward(*inputs[:5])
 
 
 def _vectors_backward(ctx, grad_vectors, grad_distances):
+    return _positions_gradient(*ctx.saved_tensors, grad_vectors, grad_distances), None, None, None, None, None, None
+
+
+def _list_and_vectors_setup_context(ctx, inputs, output):
+    refuse_gradient(ctx, "neighbor_list", {1: "box"})
+    ctx.save_for_backward(*inputs[:2], *output[:3])
+
+
+def _list_and_vectors_backward(ctx, _row_ptr, _col, _shift, _reverse, grad_vectors, grad_distances):
+    return _positions_gradient(*ctx.saved_tensors, grad_vectors, grad_distances), None, None, None, None, None
+
+
+def _positions_gradient(positions, box, row_ptr, col, shift, grad_vectors, grad_distances):
     """Plain torch operations on the positions, so every higher derivative follows."""
-    positions, box, row_ptr, col, shift = ctx.saved_tensors
-    vectors, distances = edge_vectors(positions, box, row_ptr, col, shift)
-    apart = distances > 0
-    direction = torch.where(apart[:, None], vectors / torch.where(apart, distances, 1.0)[:, None], 0.0)
-    along = grad_vectors + grad_distances[:, None] * direction
+    along = grad_vectors if grad_vectors.numel() else positions.new_zeros(col.numel(), 3)
+    if grad_distances.numel():
+        vectors, distances = edge_vectors(positions, box, row_ptr, col, shift)
+        apart = distances > 0
+        direction = torch.where(apart[:, None], vectors / torch.where(apart, distances, 1.0)[:, None], 0.0)
+        along = along + grad_distances[:, None] * direction
     row = edge_rows(row_ptr, col.numel())
     grad = torch.zeros_like(positions).reshape(-1, 3).index_add(0, col, along).index_add(0, row, -along)
-    return grad.reshape(positions.shape), None, None, None, None
+    return grad.reshape(positions.shape)
 
 
 define("neighbor_list(Tensor positions, Tensor box, float reach, str method) -> (Tensor, Tensor, Tensor, Tensor)",
        _cpu, _fake, _other)
-define("neighbor_vectors(Tensor positions, Tensor box, Tensor row_ptr, Tensor col, Tensor shift) -> (Tensor, Tensor)",
-       _vectors_cpu, _vectors_fake, edge_vectors)
+define("neighbor_vectors(Tensor positions, Tensor box, Tensor row_ptr, Tensor col, Tensor shift, "
+       "bool vectors=True, bool distances=True) -> (Tensor, Tensor)", _vectors_cpu, _vectors_fake, _vectors_other)
 register_autograd("neighbor_vectors", _vectors_backward, _vectors_setup_context)
+# Both in one: what a search compares it need not compute again. What is not asked for comes back empty.
+define("neighbor_list_and_vectors(Tensor positions, Tensor box, float reach, str method, bool vectors, bool distances) "
+       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+       _list_and_vectors_cpu, _list_and_vectors_fake, _list_and_vectors_other)
+register_autograd("neighbor_list_and_vectors", _list_and_vectors_backward, _list_and_vectors_setup_context)
