@@ -46,9 +46,11 @@ DIFFMD_INLINE unsigned less(Pack<double> a, Pack<double> b) {
 }
 
 #if defined(__GNUC__)
+#define DIFFMD_NOINLINE __attribute__((noinline))
 DIFFMD_INLINE int count_bits(unsigned mask) { return __builtin_popcount(mask); }
 DIFFMD_INLINE int lowest_bit(unsigned mask) { return __builtin_ctz(mask); }
 #else
+#define DIFFMD_NOINLINE
 DIFFMD_INLINE int count_bits(unsigned mask) {
   int n = 0;
   for (; mask; mask &= mask - 1) ++n;
@@ -56,6 +58,18 @@ DIFFMD_INLINE int count_bits(unsigned mask) {
 }
 DIFFMD_INLINE int lowest_bit(unsigned mask) { return count_bits((mask & (0u - mask)) - 1); }
 #endif
+
+typedef std::int32_t Numbers __attribute__((vector_size(kRegisterBytes)));
+
+// count + (number < bound), lane by lane.
+DIFFMD_INLINE Numbers count_less(Numbers count, std::int32_t number, Numbers bound) {
+#if defined(__AVX512F__)
+  const __m512i old = (__m512i)count, one = _mm512_set1_epi32(1);
+  return (Numbers)_mm512_mask_add_epi32(old, _mm512_cmplt_epi32_mask(_mm512_set1_epi32(number), (__m512i)bound), old, one);
+#else
+  return count - (number < bound);
+#endif
+}
 
 // out[0..] = first + (numbers of the mask's bits); one register behind them may be overwritten, so `out` needs that
 // much room.

@@ -157,7 +157,7 @@ template <typename T> void sort_atoms(const NeighborSearch<T>& call, const CellP
 
 // What the search reads, in the order of the cells: atoms near in space are near in memory.
 template <typename T> void place_atoms(const NeighborSearch<T>& call, const CellParts<T>& parts) {
-  const std::int64_t n_cells = parts.n_cells(call), stride = parts.n_nodes + CellParts<T>::kPad;
+  const std::int64_t n_cells = parts.n_cells(call), stride = parts.stride;
 #pragma omp parallel for schedule(static) num_threads(call.n_threads) \
     if (call.n_threads > 1 && parts.n_nodes > kWorthThreads)
   for (std::int64_t cell = 0; cell < n_cells; ++cell) {
@@ -172,7 +172,8 @@ template <typename T> void place_atoms(const NeighborSearch<T>& call, const Cell
       const T* from = call.positions + 3 * node;
       Atom<T>& atom = parts.atoms[place];
       double* x = parts.exact + 3 * place;
-      atom.wraps[0] = atom.wraps[1] = atom.wraps[2] = 0;
+      atom.node = std::int32_t(node);
+      for (int k = 0; k < 4; ++k) atom.wraps[k] = 0;
       wrap_atom(call.inverse_of(r), from, x, atom.wraps);
       double d[3];
       for (int k = 0; k < 3; ++k) atom.x[k] = from[k], d[k] = x[k] - centre[k];
@@ -182,8 +183,10 @@ template <typename T> void place_atoms(const NeighborSearch<T>& call, const Cell
         parts.local[k * stride + place] = float(open ? d[k] : (d[0] * b[k] + d[1] * b[3 + k]) + d[2] * b[6 + k]);
     }
   }
-  for (int k = 0; k < 3; ++k)
-    for (std::int64_t pad = parts.n_nodes; pad < stride; ++pad) parts.local[k * stride + pad] = 0;
+  for (std::int64_t pad = parts.n_nodes; pad < stride; ++pad) {
+    for (int k = 0; k < 3; ++k) parts.local[k * stride + pad] = 0;
+    parts.node[pad] = 0;
+  }
 }
 
 // Places of the mirrors: where the numbers of row `node` reach `from`.

@@ -17,29 +17,31 @@ struct Grid {
   Metric metric;
 };
 
-// What is needed of an atom once it is listed.
+// What is needed of an atom once it is listed, in two quads for float: they travel as two registers.
 template <typename T> struct Atom {
   T x[3];
-  std::int32_t wraps[3];
+  std::int32_t node;
+  std::int32_t wraps[4];  // box vectors taken off; among the candidates of a cell, those and its image's to put on
 };
 
 template <typename T> struct CellParts {
   static constexpr std::int64_t kPiece = 4096;  // atoms whose bounds are found together
   static constexpr std::int64_t kPad = 16;      // places read behind the last
   std::int64_t n_nodes, n_sorters, n_pieces;    // threads that sort; pieces per replica
+  std::int64_t stride;       // n_nodes + kPad
   Grid* grids;               // [n_replicas]
   std::int32_t* cell;        // [n_nodes] of each atom; the cells of all replicas are numbered through
   std::int32_t* first;       // [n_nodes + 1] place of each cell's first atom
   std::int32_t* histogram;   // [n_sorters, n_cells]
-  std::int32_t* node;        // [n_nodes] at each place; atoms of a cell are in ascending order
+  std::int32_t* node;        // [stride] at each place; atoms of a cell are in ascending order
   double* exact;             // [n_nodes, 3] by place: wrapped fractions with a box, nm without
-  float* local;              // [3, n_nodes + kPad] by place: nm from the centre of the atom's cell
+  float* local;              // [3, stride] by place: nm from the centre of the atom's cell
   Atom<T>* atoms;            // [n_nodes] by place
   double* bounds;            // [n_replicas, n_pieces, 6]: least and greatest coordinates; null with a box
   std::int64_t* mirror;      // [n_sorters, n_nodes]: where the next edge that leads to an atom has its mirror
   std::size_t bytes;
 
-  explicit CellParts(const NeighborSearch<T>& call) : n_nodes(call.n_nodes()) {
+  explicit CellParts(const NeighborSearch<T>& call) : n_nodes(call.n_nodes()), stride(n_nodes + kPad) {
     const std::int64_t most = n_nodes / kWorthThreads + 1, threads = call.n_threads < 16 ? call.n_threads : 16;
     n_sorters = threads < most ? threads : most;
     n_pieces = (call.n_atoms + kPiece - 1) / kPiece;
@@ -47,9 +49,9 @@ template <typename T> struct CellParts {
     grids = scratch.take<Grid>(call.n_replicas);
     cell = scratch.take<std::int32_t>(n_nodes);
     first = scratch.take<std::int32_t>(n_nodes + 1);
-    node = scratch.take<std::int32_t>(n_nodes);
+    node = scratch.take<std::int32_t>(stride);
     exact = scratch.take<double>(3 * n_nodes);
-    local = scratch.take<float>(3 * (n_nodes + kPad));
+    local = scratch.take<float>(3 * stride);
     atoms = scratch.take<Atom<T>>(n_nodes);
     bounds = scratch.take<double>(call.box ? 0 : call.n_replicas * n_pieces * 6);
     mirror = scratch.take<std::int64_t>(n_sorters * n_nodes);

@@ -10,17 +10,22 @@ namespace DIFFMD_LEVEL {
 
 namespace {
 
-constexpr int kBlock = 1024;  // candidates side by side
 constexpr int kLanes = Simd<float>::lanes;
 constexpr int kAround = 27;
-constexpr std::int32_t kSameImage = 13;  // images are numbered 9 (x + 1) + 3 (y + 1) + z + 1 for x, y, z in -1..1
+constexpr std::int64_t kMost = 1 << 30;  // candidates of a cell
 
 typedef Pack<float> Floats;
+typedef std::int32_t Quad __attribute__((vector_size(16)));
 
-// One cell around another: its places, the image it is seen in, and where that is.
+// One cell around another: its places, the image it is seen in, where that is, and which candidates it holds.
 struct Around {
-  std::int32_t begin, end, image;
+  std::int32_t begin, end, image[3];
   float offset[3];
+  std::int32_t first;
+
+  bool in_image(std::int32_t x, std::int32_t y, std::int32_t z) const {
+    return image[0] == x && image[1] == y && image[2] == z;
+  }
 };
 
 // With few cells along an axis the same one may be around twice, in two images.
@@ -29,188 +34,203 @@ int find_around(const Grid& grid, const std::int32_t* first, const int* c, bool 
   for (int at = 0; at < kAround; ++at) {
     const int step[3] = {at / 9 - 1, at / 3 % 3 - 1, at % 3 - 1};
     std::int64_t index = 0;
-    std::int32_t image = 0;
     bool inside = true;
     double offset[3] = {0, 0, 0};
+    Around& cell = out[n];
     for (int k = 0; k < 3; ++k) {
-      int there = c[k] + step[k], wrap = 0;
-      if (there < 0) there += grid.n[k], wrap = -1;
-      else if (there >= grid.n[k]) there -= grid.n[k], wrap = 1;
-      inside = inside && (periodic || wrap == 0);
+      int there = c[k] + step[k];
+      cell.image[k] = there < 0 ? -1 : there >= grid.n[k] ? 1 : 0;
+      there -= cell.image[k] * grid.n[k];
+      inside = inside && (periodic || cell.image[k] == 0);
       index = index * grid.n[k] + there;
-      image = 3 * image + wrap + 1;
       for (int j = 0; j < 3; ++j) offset[j] += step[k] * grid.side[3 * k + j];
     }
     if (!inside) continue;
-    const std::int32_t begin = first[grid.first_cell + index], end = first[grid.first_cell + index + 1];
-    if (begin == end) continue;
-    out[n++] = {begin, end, image, {float(offset[0]), float(offset[1]), float(offset[2])}};
+    cell.begin = first[grid.first_cell + index];
+    cell.end = first[grid.first_cell + index + 1];
+    for (int k = 0; k < 3; ++k) cell.offset[k] = float(offset[k]);
+    n += cell.begin < cell.end;
   }
   return n;
 }
 
-// Candidates side by side. A register behind the last one holds atoms infinitely far away, at place -1.
-struct Block {
-  float x[3][kBlock + kLanes];
-  std::int32_t place[kBlock + kLanes], image[kBlock + kLanes];
-  int size;
+// All candidates of a cell, side by side. Behind the last one is a register of atoms infinitely far away.
+template <typename T> struct Candidates {
+  const CellParts<T>& parts;
+  Around around[kAround + 1];
+  int n_around = 0;
+  std::int32_t size = 0, own = 0;  // own: candidate number of the cell's first atom, unmoved
+  std::int64_t room = 0;
+  char* memory = nullptr;
+  float* x[3];             // [room] nm from the centre of the cell
+  std::int32_t* node;      // [room]
+  Atom<T>* atoms;          // [room], wraps with their image
 
-  // Goes on from place `next` of around[cell]; what a copy stores too much is overwritten by the next one.
-  void load_next(const Around* around, int n_around, const float* local, std::int64_t stride, int& cell,
-                 std::int32_t& next) {
-    size = 0;
-    while (cell < n_around && size < kBlock) {
-      const Around& from = around[cell];
-      const int left = from.end - next, n = left < kBlock - size ? left : kBlock - size;
-      for (int i = 0; i < n; i += kLanes) {
-        for (int k = 0; k < 3; ++k)
-          store<float>(x[k] + size + i, load(local + k * stride + next + i) + from.offset[k]);
-        for (int lane = 0; lane < kLanes; ++lane) place[size + i + lane] = next + i + lane;
-        for (int lane = 0; lane < kLanes; ++lane) image[size + i + lane] = from.image;
-      }
-      size += n;
-      next += n;
-      if (next == from.end && ++cell < n_around) next = around[cell].begin;
+  explicit Candidates(const CellParts<T>& parts) : parts(parts) {}
+  ~Candidates() { free(memory); }
+  Candidates(const Candidates&) = delete;
+  Candidates& operator=(const Candidates&) = delete;
+
+  // False when there is no memory for so many.
+  bool reserve(std::int64_t n) {
+    if (n + kLanes <= room) return true;
+    if (n > kMost) return false;
+    room = 2 * n + 512;
+    free(memory);
+    std::size_t bytes = 0;
+    memory = nullptr;
+    for (int pass = 0; pass < 2; ++pass) {
+      Scratch scratch{memory};
+      for (int k = 0; k < 3; ++k) x[k] = scratch.take<float>(room);
+      node = scratch.take<std::int32_t>(room);
+      atoms = scratch.take<Atom<T>>(room);
+      bytes = scratch.used;
+      if (pass == 0 && !(memory = static_cast<char*>(malloc(bytes)))) return room = 0, false;
     }
-    for (int lane = 0; lane < kLanes; ++lane) x[0][size + lane] = HUGE_VALF, place[size + lane] = -1;
+    return true;
   }
-};
 
-// All candidates of a cell. Mostly they fit in one block, which then serves all atoms of the cell.
-struct Candidates {
-  Around around[kAround];
-  int n_around;
-  bool whole;
-  const float* local;
-  std::int64_t stride;
-  Block block;
-
-  void enter(const Grid& grid, const std::int32_t* first, const int* c, bool periodic) {
-    n_around = find_around(grid, first, c, periodic, around);
+  bool enter(const Grid& grid, std::int64_t cell, bool periodic, bool with_atoms) {
+    int c[3];
+    parts.coordinates_of(grid, cell, c);
+    n_around = find_around(grid, parts.first, c, periodic, around);
     std::int64_t total = 0;
     for (int i = 0; i < n_around; ++i) total += around[i].end - around[i].begin;
-    whole = total <= kBlock;
-    int cell = 0;
-    std::int32_t next = around[0].begin;  // the cell itself is always there
-    if (whole) block.load_next(around, n_around, local, stride, cell, next);
+    if (!reserve(total)) return false;
+    size = 0;
+    for (int i = 0; i < n_around; ++i) {
+      around[i].first = size;
+      if (around[i].begin == parts.first[cell] && around[i].in_image(0, 0, 0)) own = size;
+      load_cell(around[i], with_atoms);
+      size += around[i].end - around[i].begin;
+    }
+    for (int lane = 0; lane < kLanes; ++lane) x[0][size + lane] = HUGE_VALF;
+    return true;
   }
 
-  template <typename F> DIFFMD_INLINE void each_block(F f) {
-    if (whole) return f(block);
-    int cell = 0;
-    std::int32_t next = around[0].begin;
-    while (cell < n_around) {
-      block.load_next(around, n_around, local, stride, cell, next);
-      f(block);
+  // What a copy stores too much is overwritten by the next one.
+  DIFFMD_INLINE void load_cell(const Around& from, bool with_atoms) {
+    const std::int32_t n = from.end - from.begin;
+    for (std::int32_t i = 0; i < n; i += kLanes)
+      for (int k = 0; k < 3; ++k)
+        store<float>(x[k] + size + i, load(parts.local + k * parts.stride + from.begin + i) + from.offset[k]);
+    if (!with_atoms) return;
+    for (std::int32_t i = 0; i < n; i += kLanes) {
+      Numbers nodes;
+      memcpy(&nodes, parts.node + from.begin + i, sizeof nodes);
+      memcpy(node + size + i, &nodes, sizeof nodes);
     }
+    const Quad image = {from.image[0], from.image[1], from.image[2], 0};
+    for (std::int32_t i = 0; i < n; ++i) {
+      Atom<T>& atom = atoms[size + i];
+      atom = parts.atoms[from.begin + i];
+      Quad wraps;
+      memcpy(&wraps, atom.wraps, sizeof wraps);
+      wraps = image - wraps;
+      memcpy(atom.wraps, &wraps, sizeof wraps);
+    }
+  }
+
+  // The cell that candidate i comes from.
+  const Around& home_of(std::int32_t i) const {
+    int n = 0;
+    while (n + 1 < n_around && around[n + 1].first <= i) ++n;
+    return around[n];
   }
 };
 
-// One atom looking for its neighbors in a block.
+// One atom looking for its neighbors among the candidates.
 template <typename T> struct Search {
-  const CellParts<T>& parts;
+  const Candidates<T>& candidates;
   const Grid& grid;
-  std::int32_t place;
+  std::int32_t place, itself;  // itself: its own candidate number
   Floats mine[3];
 
-  Search(const CellParts<T>& parts, const Grid& grid, std::int64_t place)
-      : parts(parts), grid(grid), place(std::int32_t(place)) {
-    const std::int64_t stride = parts.n_nodes + CellParts<T>::kPad;
-    for (int k = 0; k < 3; ++k) mine[k] = fill<float>(parts.local[k * stride + place]);
+  Search(const Candidates<T>& candidates, const Grid& grid, std::int32_t place, std::int32_t itself)
+      : candidates(candidates), grid(grid), place(place), itself(itself) {
+    for (int k = 0; k < 3; ++k) mine[k] = fill<float>(candidates.x[k][itself]);
   }
 
   // Bit i: candidate first + i is listed, or is the atom itself.
-  DIFFMD_INLINE unsigned examine(const Block& block, int first) const {
-    const Floats x = load(block.x[0] + first) - mine[0], y = load(block.x[1] + first) - mine[1],
-                 z = load(block.x[2] + first) - mine[2];
+  DIFFMD_INLINE unsigned examine(std::int32_t first) const {
+    const Floats x = load(candidates.x[0] + first) - mine[0], y = load(candidates.x[1] + first) - mine[1],
+                 z = load(candidates.x[2] + first) - mine[2];
     const Floats squared = (x * x + y * y) + z * z;
     const unsigned sure = less(squared, fill<float>(grid.sure));
     const unsigned maybe = less(squared, fill<float>(grid.maybe)) | (grid.all & (~0u >> (32 - kLanes)));
-    return maybe == sure ? sure : decide(block, first, sure, maybe);
+    return maybe == sure ? sure : decide(first, sure, maybe);
   }
 
-  __attribute__((noinline)) unsigned decide(const Block& block, int first, unsigned sure, unsigned maybe) const {
+  DIFFMD_NOINLINE unsigned decide(std::int32_t first, unsigned sure, unsigned maybe) const {
+    const double* a = candidates.parts.exact + 3 * std::int64_t(place);
     for (unsigned open = maybe & ~sure; open; open &= open - 1) {
-      const int i = first + lowest_bit(open);
-      const std::int32_t other = block.place[i], image = block.image[i];
-      if (other < 0) continue;
-      const bool itself = other == place && image == kSameImage;
-      const double *a = parts.exact + 3 * std::int64_t(place), *b = parts.exact + 3 * std::int64_t(other);
+      const std::int32_t i = first + lowest_bit(open);
+      if (i >= candidates.size) continue;
+      const Around& home = candidates.home_of(i);
+      const double* b = candidates.parts.exact + 3 * std::int64_t(home.begin + (i - home.first));
       // Listed in the nearest image only: with a cutoff of half the box, two are at the cutoff.
-      const bool nearest_image = grid.metric.space == Space::open || image == nearest_image_of(a, b);
-      if (itself || (nearest_image && grid.metric.lists(a, b))) sure |= 1u << (i - first);
+      const bool image = grid.metric.space == Space::open ||
+                         home.in_image(-std::int32_t(nearest(b[0] - a[0])), -std::int32_t(nearest(b[1] - a[1])),
+                                       -std::int32_t(nearest(b[2] - a[2])));
+      if (i == itself || (image && grid.metric.lists(a, b))) sure |= 1u << (i - first);
     }
     return sure;
   }
-
-  static std::int32_t nearest_image_of(const double* a, const double* b) {
-    std::int32_t image = 0;
-    for (int k = 0; k < 3; ++k) image = 3 * image + 1 - std::int32_t(nearest(b[k] - a[k]));
-    return image;
-  }
 };
 
-// Worker(call, parts) for every thread, and worker.visit(grid, candidates, cell) for every cell that has atoms.
-template <typename Worker, typename T> bool each_cell(const NeighborSearch<T>& call, const CellParts<T>& parts) {
+// Worker(call, parts) for every thread, and worker.visit(search) for every atom, cell by cell: neighbors in space share
+// the cache, and the candidates.
+template <typename Worker, typename T> bool each_atom(const NeighborSearch<T>& call, const CellParts<T>& parts) {
   const std::int64_t n_cells = parts.n_cells(call);
   bool good = true;
 #pragma omp parallel reduction(&& : good) num_threads(call.n_threads) \
     if (call.n_threads > 1 && parts.n_nodes > kWorthThreads)
   {
     Worker worker(call, parts);
-    Candidates candidates;
-    candidates.local = parts.local;
-    candidates.stride = parts.n_nodes + CellParts<T>::kPad;
+    Candidates<T> candidates(parts);
+    good = worker.good;
 #pragma omp for schedule(dynamic, 16)
     for (std::int64_t cell = 0; cell < n_cells; ++cell) {
-      if (!worker.good || parts.first[cell] == parts.first[cell + 1]) continue;
+      const std::int32_t begin = parts.first[cell], end = parts.first[cell + 1];
+      if (!good || begin == end) continue;
       const Grid& grid = parts.grids[parts.replica_of(call.n_replicas, cell)];
-      int c[3];
-      parts.coordinates_of(grid, cell, c);
-      candidates.enter(grid, parts.first, c, call.box != nullptr);
-      worker.visit(grid, candidates, cell);
+      good = candidates.enter(grid, cell, call.box != nullptr, Worker::with_atoms);
+      for (std::int32_t place = begin; good && place < end; ++place)
+        worker.visit(Search<T>(candidates, grid, place, candidates.own + (place - begin)));
     }
-    good = good && worker.good;
   }
   return good;
 }
 
 template <typename T> struct Counter {
+  static constexpr bool with_atoms = false, good = true;
   const NeighborSearch<T>& call;
   const CellParts<T>& parts;
-  bool good = true;
 
   Counter(const NeighborSearch<T>& call, const CellParts<T>& parts) : call(call), parts(parts) {}
 
-  void visit(const Grid& grid, Candidates& candidates, std::int64_t cell) {
-    for (std::int64_t place = parts.first[cell]; place < parts.first[cell + 1]; ++place) {
-      const Search<T> search(parts, grid, place);
-      std::int64_t count = -1;  // itself
-      candidates.each_block([&](const Block& block) {
-        int hits = 0;
-        for (int first = 0; first < block.size; first += kLanes) hits += count_bits(search.examine(block, first));
-        count += hits;
-      });
-      call.row_ptr[parts.node[place] + 1] = count;
-    }
+  void visit(const Search<T>& search) {
+    std::int64_t count = -1;  // itself
+    for (std::int32_t first = 0; first < search.candidates.size; first += kLanes)
+      count += count_bits(search.examine(first));
+    call.row_ptr[parts.node[search.place] + 1] = count;
   }
 };
 
-typedef std::int32_t Numbers __attribute__((vector_size(kRegisterBytes)));
-
 // sorted[k] = which of n distinct numbers is the k-th smallest. Up to kRanked numbers by counting the smaller ones,
-// which vectorizes; `number` is read and written up to four registers behind the last.
+// which vectorizes; `number` is written up to four registers and `sorted` one place behind the last.
 constexpr int kRanked = 128, kGroup = 4;
 void sort_by_rank(std::int32_t* number, int n, std::int32_t* sorted) {
-  for (int i = n; i < n + kGroup * kLanes; ++i) number[i] = 0;
+  for (int i = n; i < n + kGroup * kLanes; ++i) number[i] = 0x7fffffff;  // their rank is n
   for (int i = 0; i < n; i += kGroup * kLanes) {
     Numbers mine[kGroup], rank[kGroup] = {};
     memcpy(mine, number + i, sizeof mine);
     for (int j = 0; j < n; ++j)
-      for (int g = 0; g < kGroup; ++g) rank[g] -= number[j] < mine[g];
+      for (int g = 0; g < kGroup; ++g) rank[g] = count_less(rank[g], number[j], mine[g]);
     std::int32_t ranks[kGroup * kLanes];
     memcpy(ranks, rank, sizeof ranks);
-    for (int lane = 0; lane < kGroup * kLanes && i + lane < n; ++lane) sorted[ranks[lane]] = i + lane;
+    for (int lane = 0; lane < kGroup * kLanes && i + lane < n; lane += 4)
+      for (int k = 0; k < 4; ++k) sorted[ranks[lane + k]] = i + lane + k;
   }
 }
 
@@ -218,7 +238,7 @@ void sort_by_rank(std::int32_t* number, int n, std::int32_t* sorted) {
 void sort_by_merging(std::int32_t* number, int n, std::int32_t* sorted, std::uint64_t* from, std::uint64_t* to) {
   for (int piece = 0; piece < n; piece += kRanked) {
     const int size = n - piece < kRanked ? n - piece : kRanked;
-    std::int32_t copy[kRanked + kGroup * kLanes], order[kRanked];
+    std::int32_t copy[kRanked + kGroup * kLanes], order[kRanked + 1];
     for (int i = 0; i < size; ++i) copy[i] = number[piece + i];
     sort_by_rank(copy, size, order);
     for (int i = 0; i < size; ++i)
@@ -236,14 +256,63 @@ void sort_by_merging(std::int32_t* number, int n, std::int32_t* sorted, std::uin
   for (int i = 0; i < n; ++i) sorted[i] = std::int32_t(from[i] & 0xffffffffu);
 }
 
+#if defined(__GNUC__)
+DIFFMD_INLINE void transpose(Quad* q) {
+  const Quad low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, left = {0, 1, 4, 5}, right = {2, 3, 6, 7};
+  const Quad a = __builtin_shuffle(q[0], q[1], low), b = __builtin_shuffle(q[2], q[3], low);
+  const Quad c = __builtin_shuffle(q[0], q[1], high), d = __builtin_shuffle(q[2], q[3], high);
+  q[0] = __builtin_shuffle(a, b, left), q[1] = __builtin_shuffle(a, b, right);
+  q[2] = __builtin_shuffle(c, d, left), q[3] = __builtin_shuffle(c, d, right);
+}
+#endif
+
+// Gathers sorted edges: their nodes, shifts and, where distances or vectors are asked for, what these are made from.
+template <typename T> struct Edges {
+  std::int32_t *node, *shift;  // of the list; shift null without a box
+  std::int32_t* s[3];          // the same shifts, one component after the other
+  T* x[3];                     // positions
+
+  DIFFMD_INLINE void set(int e, const Atom<T>& atom, const std::int32_t* wraps) const {
+    node[e] = atom.node;
+    for (int k = 0; k < 3; ++k) x[k][e] = atom.x[k];
+    for (int k = 0; shift && k < 3; ++k) shift[3 * e + k] = s[k][e] = atom.wraps[k] + wraps[k];
+  }
+
+  // The same for edges e .. e + 3, as registers of four: the scalar stores would take longer than the search.
+  DIFFMD_INLINE void set_four(int e, const Atom<T>* const* atoms, const std::int32_t* wraps) const {
+#if defined(__GNUC__)
+    if constexpr (sizeof(T) == 4) {
+      Quad a[4], w[4], own;
+      for (int i = 0; i < 4; ++i) memcpy(&a[i], atoms[i]->x, sizeof a[i]);
+      transpose(a);
+      for (int k = 0; k < 3; ++k) memcpy(x[k] + e, &a[k], sizeof a[k]);
+      memcpy(node + e, &a[3], sizeof a[3]);
+      if (!shift) return;
+      memcpy(&own, wraps, sizeof own);
+      for (int i = 0; i < 4; ++i) memcpy(&w[i], atoms[i]->wraps, sizeof w[i]), w[i] += own;
+      const Quad first = __builtin_shuffle(w[0], w[1], Quad{0, 1, 2, 4}),
+                 second = __builtin_shuffle(w[1], w[2], Quad{1, 2, 4, 5}),
+                 third = __builtin_shuffle(w[2], w[3], Quad{2, 4, 5, 6});
+      memcpy(shift + 3 * e, &first, sizeof first);
+      memcpy(shift + 3 * e + 4, &second, sizeof second);
+      memcpy(shift + 3 * e + 8, &third, sizeof third);
+      transpose(w);
+      for (int k = 0; k < 3; ++k) memcpy(s[k] + e, &w[k], sizeof w[k]);
+      return;
+    }
+#endif
+    for (int i = 0; i < 4; ++i) set(e + i, *atoms[i], wraps);
+  }
+};
+
 template <typename T> struct Filler {
+  static constexpr bool with_atoms = true;
   const NeighborSearch<T>& call;
   const CellParts<T>& parts;
   bool good;
   char* memory;
-  // the row at work: as found, then in its order
-  std::int32_t *number, *place, *image, *sorted, *shift[3];
-  T* x[3];
+  std::int32_t *found, *number, *sorted;  // candidates in a row, their nodes, and which come first
+  Edges<T> edges;
   std::uint64_t* keys[2];
 
   Filler(const NeighborSearch<T>& call, const CellParts<T>& parts) : call(call), parts(parts), memory(nullptr) {
@@ -252,8 +321,7 @@ template <typename T> struct Filler {
       const std::int64_t n = call.row_ptr[node + 1] - call.row_ptr[node];
       longest = n > longest ? n : longest;
     }
-    const std::size_t bytes = partition(longest, nullptr);
-    memory = static_cast<char*>(malloc(bytes));
+    memory = static_cast<char*>(malloc(partition(longest, nullptr)));
     good = memory != nullptr;
     if (good) partition(longest, memory);
   }
@@ -264,63 +332,63 @@ template <typename T> struct Filler {
   std::size_t partition(std::int64_t longest, char* base) {
     Scratch scratch{base};
     const std::int64_t room = longest + kGroup * kLanes + 1;  // itself is found, too
+    found = scratch.take<std::int32_t>(room);
     number = scratch.take<std::int32_t>(room);
-    place = scratch.take<std::int32_t>(room);
-    image = scratch.take<std::int32_t>(room);
     sorted = scratch.take<std::int32_t>(room);
-    for (int k = 0; k < 3; ++k) shift[k] = scratch.take<std::int32_t>(room), x[k] = scratch.take<T>(room);
+    for (int k = 0; k < 3; ++k) edges.s[k] = scratch.take<std::int32_t>(room), edges.x[k] = scratch.take<T>(room);
     for (int k = 0; k < 2; ++k) keys[k] = scratch.take<std::uint64_t>(longest > kRanked ? room : 0);
     return scratch.used;
   }
 
-  // Writes what is found to number, place, image.
-  int find(const Grid& grid, Candidates& candidates, std::int64_t mine) {
-    const Search<T> search(parts, grid, mine);
-    int n = 0;
-    candidates.each_block([&](const Block& block) {
-      std::int32_t found[kBlock + kLanes];
-      int hits = 0;
-      for (int first = 0; first < block.size; first += kLanes) {
-        const unsigned mask = search.examine(block, first);
-        append_lanes(found + hits, first, mask);
-        hits += count_bits(mask);
-      }
-      for (int i = 0; i < hits; ++i) {
-        place[n] = block.place[found[i]];
-        image[n] = block.image[found[i]];
-        number[n] = parts.node[place[n]];
-        n += place[n] != mine || image[n] != kSameImage;
-      }
-    });
-    return n;
+  // Rows are written in the order of the cells, which may be any order in memory.
+  void prefetch(std::int32_t place) const {
+#if defined(__GNUC__)
+    const std::int64_t node = parts.node[place], begin = call.row_ptr[node], n = call.row_ptr[node + 1] - begin;
+    for (std::int64_t e = 0; e < n; e += 16) {
+      __builtin_prefetch(call.col + begin + e, 1);
+      if (call.distances) __builtin_prefetch(call.distances + begin + e, 1);
+      for (int k = 0; call.shift && k < 3; ++k) __builtin_prefetch(call.shift + 3 * (begin + e) + 16 * k, 1);
+    }
+#endif
   }
 
-  void visit(const Grid& grid, Candidates& candidates, std::int64_t cell) {
-    for (std::int64_t mine = parts.first[cell]; mine < parts.first[cell + 1]; ++mine) {
-      const int n = find(grid, candidates, mine);
-      if (n <= kRanked) sort_by_rank(number, n, sorted);
-      else sort_by_merging(number, n, sorted, keys[0], keys[1]);
-      write(n, mine);
+  void visit(const Search<T>& search) {
+    const Candidates<T>& candidates = search.candidates;
+    if (search.place + 1 < parts.n_nodes) prefetch(search.place + 1);
+    int hits = 0, n = 0;
+    for (std::int32_t first = 0; first < candidates.size; first += kLanes) {
+      const unsigned mask = search.examine(first);
+      append_lanes(found + hits, first, mask);
+      hits += count_bits(mask);
     }
+    for (int i = 0; i < hits; ++i) {
+      const std::int32_t candidate = found[i];
+      found[n] = candidate;
+      number[n] = candidates.node[candidate];
+      n += candidate != search.itself;
+    }
+    if (n <= kRanked) sort_by_rank(number, n, sorted);
+    else sort_by_merging(number, n, sorted, keys[0], keys[1]);
+    write(n, search);
   }
 
-  void write(int n, std::int64_t mine) {
-    const std::int64_t node = parts.node[mine], begin = call.row_ptr[node];
-    const Atom<T>& self = parts.atoms[mine];
-    const double* box = call.box_of(node / call.n_atoms);
-    for (int e = 0; e < n; ++e) {
-      const std::int32_t i = sorted[e];
-      const Atom<T>& other = parts.atoms[place[i]];
-      call.col[begin + e] = number[i];
-      for (int k = 0; k < 3; ++k) x[k][e] = other.x[k];
-      const std::int32_t images[3] = {image[i] / 9 - 1, image[i] / 3 % 3 - 1, image[i] % 3 - 1};
-      for (int k = 0; box && k < 3; ++k) {
-        shift[k][e] = self.wraps[k] - other.wraps[k] + images[k];
-        call.shift[3 * (begin + e) + k] = shift[k][e];
-      }
+  void write(int n, const Search<T>& search) {
+    const Atom<T>& self = parts.atoms[search.place];
+    const std::int64_t begin = call.row_ptr[self.node];
+    edges.node = call.col + begin;
+    edges.shift = call.shift ? call.shift + 3 * begin : nullptr;
+    const Edges<T> out = edges;
+    const Atom<T>* const atoms = search.candidates.atoms;
+    int e = 0;
+    for (; e + 4 <= n; e += 4) {
+      const Atom<T>* four[4];
+      for (int i = 0; i < 4; ++i) four[i] = atoms + found[sorted[e + i]];
+      out.set_four(e, four, self.wraps);
     }
+    for (; e < n; ++e) out.set(e, atoms[found[sorted[e]]], self.wraps);
     if (call.vectors || call.distances)
-      measure_edges<T>(n, x, shift, self.x, box, call.vectors ? call.vectors + 3 * begin : nullptr,
+      measure_edges<T>(n, edges.x, edges.s, self.x, call.box_of(self.node / call.n_atoms),
+                       call.vectors ? call.vectors + 3 * begin : nullptr,
                        call.distances ? call.distances + begin : nullptr);
   }
 };
@@ -328,11 +396,11 @@ template <typename T> struct Filler {
 }  // namespace
 
 template <typename T> void count_rows(const NeighborSearch<T>& call, const CellParts<T>& parts) {
-  each_cell<Counter<T>>(call, parts);
+  each_atom<Counter<T>>(call, parts);
 }
 
 template <typename T> bool fill_rows(const NeighborSearch<T>& call, const CellParts<T>& parts) {
-  return each_cell<Filler<T>>(call, parts);
+  return each_atom<Filler<T>>(call, parts);
 }
 
 template void count_rows<float>(const NeighborSearch<float>&, const CellParts<float>&);
