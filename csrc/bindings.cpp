@@ -11,6 +11,7 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <utility>
 
 #include "em_step.hpp"
 #include "neighbor_list.hpp"
@@ -189,7 +190,14 @@ std::unique_ptr<Search<T>> neighbor_search(std::int64_t n_replicas, std::int64_t
   return search;
 }
 
-// Returns the first node whose position cannot be used, or -1.
+// (first bad box or -1, smallest perpendicular width); see csrc/neighbor_list.hpp.
+std::pair<std::int64_t, double> inverse_boxes(std::int64_t n, Address box, Address inverse) {
+  diffmd::Boxes call{n, at<double>(box), at<double>(inverse), -1, 0};
+  DIFFMD_CALL(inverse_boxes(call));
+  return {call.first_bad, call.width};
+}
+
+// Returns the number of edges, or -1 - node for the first node whose position cannot be used.
 template <typename T> std::int64_t neighbor_list_count(Search<T>& search, Address row_ptr) {
   std::size_t bytes = 0;
   DIFFMD_CALL(neighbor_scratch_bytes<T>(search.call, &bytes));
@@ -200,7 +208,7 @@ template <typename T> std::int64_t neighbor_list_count(Search<T>& search, Addres
   search.call.row_ptr = at<std::int64_t>(row_ptr);
   std::int64_t bad = -1;
   DIFFMD_CALL(neighbor_list_count<T>(search.call, &bad));
-  return bad;
+  return bad >= 0 ? -1 - bad : search.call.row_ptr[search.call.n_nodes()];
 }
 
 template <typename T>
@@ -314,6 +322,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("em_step_float64", &em_step<double>);
 
   // neighbor_list: neighbor_search describes a call, count writes its row_ptr, fill the rest
+  m.def("inverse_boxes", &inverse_boxes);
   py::class_<Search<float>>(m, "NeighborSearchFloat32");
   py::class_<Search<double>>(m, "NeighborSearchFloat64");
   m.def("neighbor_search_float32", &neighbor_search<float>);

@@ -35,11 +35,11 @@ template <typename T> bool measure_row(const NeighborVectors<T>& call, std::int6
 }  // namespace
 
 template <typename T> void neighbor_scratch_bytes(const NeighborSearch<T>& call, std::size_t* bytes) {
-  *bytes = call.cells ? cells_scratch_bytes(call) : pairs_scratch_bytes(call);
+  *bytes = call.in_cells() ? cells_scratch_bytes(call) : pairs_scratch_bytes(call);
 }
 
 template <typename T> void neighbor_list_count(const NeighborSearch<T>& call, std::int64_t* bad) {
-  *bad = call.cells ? count_cells(call) : count_pairs(call);
+  *bad = call.in_cells() ? count_cells(call) : count_pairs(call);
   if (*bad >= 0) return;
   call.row_ptr[0] = 0;
   for (std::int64_t node = 0; node < call.n_nodes(); ++node) call.row_ptr[node + 1] += call.row_ptr[node];
@@ -47,7 +47,7 @@ template <typename T> void neighbor_list_count(const NeighborSearch<T>& call, st
 
 template <typename T> void neighbor_list_fill(const NeighborSearch<T>& call, bool* enough_memory) {
   *enough_memory = true;
-  if (call.cells) {
+  if (call.in_cells()) {
     *enough_memory = fill_cells(call);  // measures as it goes
     return;
   }
@@ -90,6 +90,34 @@ template <typename T> void neighbor_vectors(const NeighborVectors<T>& call) {
     good = good && begin >= 0 && begin <= end && end <= call.n_edges && measure_row(call, node);
   }
   *call.consistent = good;
+}
+
+// In the order of operations of reference/neighbor_list.py, since fractions decide what is listed.
+void inverse_boxes(Boxes& call) {
+  call.first_bad = -1;
+  call.width = HUGE_VAL;
+  for (std::int64_t at = 0; at < call.n; ++at) {
+    const double* b = call.box + 9 * at;
+    double normal[3][3], edges = 1, width = HUGE_VAL;
+    for (int k = 0; k < 3; ++k) {
+      const double *u = b + 3 * ((k + 1) % 3), *v = b + 3 * ((k + 2) % 3);
+      for (int c = 0; c < 3; ++c) {
+        const int d = (c + 1) % 3, e = (c + 2) % 3;
+        normal[k][c] = u[d] * v[e] - u[e] * v[d];
+      }
+      edges *= std::sqrt((b[3 * k] * b[3 * k] + b[3 * k + 1] * b[3 * k + 1]) + b[3 * k + 2] * b[3 * k + 2]);
+    }
+    const double volume = (b[0] * normal[0][0] + b[1] * normal[0][1]) + b[2] * normal[0][2];
+    for (int k = 0; k < 3; ++k) {
+      const double* n = normal[k];
+      const double w = volume / std::sqrt((n[0] * n[0] + n[1] * n[1]) + n[2] * n[2]);
+      width = w < width ? w : width;
+      for (int c = 0; c < 3 && call.inverse; ++c) call.inverse[9 * at + 3 * c + k] = n[c] / volume;
+    }
+    const bool good = volume > 1e-6 * edges && edges < HUGE_VAL;  // false for NaN, too
+    if (!good && call.first_bad < 0) call.first_bad = at;
+    call.width = width < call.width ? width : call.width;
+  }
 }
 
 #define DIFFMD_INSTANTIATE(T)                                                      \

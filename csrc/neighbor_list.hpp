@@ -29,6 +29,8 @@ template <typename T> struct NeighborSearch {
   T* distances;            // [n_edges] nm; null when not asked for
   int n_threads;
 
+  // Edges of a replica are counted in 32 bits where every pair is looked at.
+  bool in_cells() const { return cells || n_atoms > 32768; }
   std::int64_t n_nodes() const { return n_replicas * n_atoms; }
   const double* box_of(std::int64_t r) const { return box ? box + (box_per_replica ? 9 * r : 0) : nullptr; }
   const double* inverse_of(std::int64_t r) const { return box ? inverse + (box_per_replica ? 9 * r : 0) : nullptr; }
@@ -48,6 +50,15 @@ template <typename T> struct NeighborVectors {
   bool* consistent;             // out: false when rows do not cover the edges or col points outside; the results
                                 // are then void
   int n_threads;
+};
+
+// What a batch of boxes comes to.
+struct Boxes {
+  std::int64_t n;
+  const double* box;       // [n, 3, 3] nm, rows are the box vectors
+  double* inverse;         // [n, 3, 3] out, 1/nm; null when not asked for
+  std::int64_t first_bad;  // out: the first that is not finite, left-handed or flat, else -1
+  double width;            // out: the smallest perpendicular width, nm
 };
 
 // Parts of one scratch, each on a cache line of its own. With a null base it only adds up what is needed.
@@ -72,6 +83,7 @@ DIFFMD_DECLARE(template <typename T> void neighbor_scratch_bytes(const NeighborS
                void neighbor_list_all_pairs(std::int64_t n_replicas, std::int64_t n_atoms, std::int64_t* row_ptr,
                                             std::int32_t* col, std::int64_t* reverse, int n_threads);
                template <typename T> void neighbor_vectors(const NeighborVectors<T>& call);
+               void inverse_boxes(Boxes& call);
                // the two searches, called by the three above; they do not add up row_ptr
                template <typename T> std::size_t pairs_scratch_bytes(const NeighborSearch<T>& call);
                template <typename T> std::int64_t count_pairs(const NeighborSearch<T>& call);

@@ -31,7 +31,8 @@ template <typename T> struct Parts {
   T* open;               // [n_replicas, 3, padded] positions; null with a box
   double* fractions;     // [n_replicas, 3, padded] wrapped fractions; null without
   std::int32_t* wraps;   // [n_nodes, 3] box vectors taken off
-  std::int64_t* mirror;  // [n_threads, padded]: where the next edge that leads to each atom has its mirror
+  std::int32_t* mirror;  // [n_threads, padded]: where the next edge that leads to each atom has its mirror, counted
+                         // from the replica's first edge
   std::size_t bytes;
 
   explicit Parts(const NeighborSearch<T>& call) : padded((call.n_atoms + kPad - 1) / kPad * kPad) {
@@ -39,7 +40,7 @@ template <typename T> struct Parts {
     open = scratch.take<T>(call.box ? 0 : 3 * call.n_replicas * padded);
     fractions = scratch.take<double>(call.box ? 3 * call.n_replicas * padded : 0);
     wraps = scratch.take<std::int32_t>(call.box ? 3 * call.n_nodes() : 0);
-    mirror = scratch.take<std::int64_t>(call.n_threads * padded);
+    mirror = scratch.take<std::int32_t>(call.n_threads * padded);
     bytes = scratch.used;
   }
 };
@@ -147,33 +148,42 @@ void count_replica(const NeighborSearch<T>& call, const V* x, std::int64_t padde
   }
 }
 
-// Writes the neighbors among the candidates from `first` to the places from `at` on, and advances their mirrors.
-// `end` is where the replica's edges end: a whole register may be stored while it fits in front of that.
+// The edges of one replica being written: nodes and edges are counted from its first ones.
+template <typename T> struct Output {
+  std::int32_t base;                 // node
+  std::int64_t begin, end;           // edges
+  std::int32_t *col, *mirror;
+  std::int64_t* reverse;
+  T* distances;                      // null when not asked for
+};
+
+// Writes the neighbors among the candidates from `first` to the places from `at` on, and advances their mirrors. While
+// it fits in front of the replica's end, a whole register is stored.
 template <typename T, typename V>
-DIFFMD_INLINE void write_edges(const NeighborSearch<T>& call, std::int64_t* mirror, std::int64_t base, int first,
-                               unsigned mask, Pack<V> squared, T* distances, std::int64_t at, std::int64_t end) {
+DIFFMD_INLINE void write_edges(const Output<T>& out, std::int32_t first, unsigned mask, Pack<V> squared,
+                               std::int64_t at) {
 #if defined(__AVX512F__)
-  if (sizeof(V) == sizeof(float) && end - at >= 16) {
-    append_lanes(call.col + at, std::int32_t(base) + first, mask);
-    if (distances) _mm512_storeu_ps(distances + at, _mm512_maskz_compress_ps(__mmask16(mask), (__m512)squared));
-    for (int half = 0, done = 0; half < 2; ++half) {
-      const __mmask8 hits = __mmask8(mask >> (8 * half));
-      const __m512i next = _mm512_loadu_si512(mirror + first + 8 * half);
-      _mm512_storeu_si512(call.reverse + at + done, _mm512_maskz_compress_epi64(hits, next));
-      _mm512_storeu_si512(mirror + first + 8 * half,
-                          _mm512_mask_add_epi64(next, hits, next, _mm512_set1_epi64(1)));
-      done += count_bits(hits);
-    }
+  if (sizeof(V) == sizeof(float) && out.end - at >= 16) {
+    const __mmask16 hits = __mmask16(mask);
+    append_lanes(out.col + at, out.base + first, mask);
+    if (out.distances) _mm512_storeu_ps(out.distances + at, _mm512_maskz_compress_ps(hits, (__m512)squared));
+    const __m512i next = _mm512_loadu_si512(out.mirror + first), begin = _mm512_set1_epi64(out.begin);
+    const __m512i mirrors = _mm512_maskz_compress_epi32(hits, next);
+    const __m512i low = _mm512_cvtepi32_epi64(_mm512_castsi512_si256(mirrors));
+    const __m512i high = _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(mirrors, 1));
+    _mm512_storeu_si512(out.reverse + at, _mm512_add_epi64(low, begin));
+    _mm512_storeu_si512(out.reverse + at + 8, _mm512_add_epi64(high, begin));
+    _mm512_storeu_si512(out.mirror + first, _mm512_mask_add_epi32(next, hits, next, _mm512_set1_epi32(1)));
     return;
   }
 #endif
   V lane[Simd<V>::lanes];
   store(lane, squared);
-  for (; mask && at < end; mask &= mask - 1, ++at) {
+  for (; mask && at < out.end; mask &= mask - 1, ++at) {
     const int bit = lowest_bit(mask), j = first + bit;
-    call.col[at] = std::int32_t(base) + j;
-    call.reverse[at] = mirror[j]++;
-    if (distances) distances[at] = T(lane[bit]);
+    out.col[at] = out.base + j;
+    out.reverse[at] = out.begin + out.mirror[j]++;
+    if (out.distances) out.distances[at] = T(lane[bit]);
   }
 }
 
@@ -195,23 +205,25 @@ void fill_replica(const NeighborSearch<T>& call, const Parts<T>& parts, const V*
                   const Metric& metric) {
   const Limits<V> limits(call.reach);
   const int n = int(call.n_atoms);
-  const std::int64_t base = r * n, end = call.row_ptr[base + n];
-  std::int64_t* mirror = parts.mirror + thread_number() * parts.padded;
-  for (int i = 0; i < n; ++i) mirror[i] = call.row_ptr[base + i];
-  T* distances = space == Space::open ? call.distances : nullptr;  // the squares compared are those asked for
+  const std::int64_t base = r * n;
+  // Without a box the squares compared are those of the distances asked for.
+  const Output<T> out{std::int32_t(base), call.row_ptr[base], call.row_ptr[base + n], call.col,
+                      parts.mirror + thread_number() * parts.padded, call.reverse,
+                      space == Space::open ? call.distances : nullptr};
+  for (int i = 0; i < n; ++i) out.mirror[i] = std::int32_t(call.row_ptr[base + i] - out.begin);
+  std::int64_t at = out.begin;
   for (int i = 0; i < n; ++i) {
     const Row<T, space, V> row(x, parts.padded, n, i, metric, limits);
-    std::int64_t at = call.row_ptr[base + i];
     Pack<V> squared;
     for (int first = 0; first < n; first += row.lanes) {
       const unsigned mask = row.examine(first, &squared);
-      write_edges<T, V>(call, mirror, base, first, mask, squared, distances, at, end);
+      write_edges<T, V>(out, first, mask, squared, at);
       at += count_bits(mask);
     }
     if (space != Space::open) shift_row(call, parts, r, base + i);
   }
-  if (distances)
-    for (std::int64_t e = call.row_ptr[base]; e < end; ++e) distances[e] = std::sqrt(distances[e]);
+  if (out.distances)
+    for (std::int64_t e = out.begin; e < out.end; ++e) out.distances[e] = std::sqrt(out.distances[e]);
 }
 
 }  // namespace

@@ -93,13 +93,11 @@ def as_boxes(box, positions: Tensor, operation: str) -> Tensor:
 
 def check_boxes(boxes: Tensor, cutoff: float, skin: float) -> None:
     """Refuse boxes [B, 3, 3] that are not finite, left-handed, flat, or too small for cutoff + skin."""
-    _, volume, widths = inverse_boxes(boxes)
-    edges = torch.linalg.vector_norm(boxes, dim=2).prod(1)
-    good = (volume > 1e-6 * edges) & (edges < math.inf)  # false for NaN, too
-    if not bool(good.all()):
-        which = boxes[~good][0].tolist()
-        raise InputError(f"box: expected three right-handed vectors that span a volume, got rows {which} nm")
-    width = widths.min().item()
+    boxes = boxes.cpu()
+    bad, width = _C.inverse_boxes(boxes.shape[0], boxes.data_ptr(), 0)
+    if bad >= 0:
+        raise InputError("box: expected three right-handed vectors that span a volume, got rows "
+                         f"{boxes[bad].tolist()} nm")
     reach = cutoff + skin
     require(reach <= 0.5 * width * (1 + ROUNDING), "cutoff",
             f"cutoff + skin of at most {0.5 * width:.6g} nm, half of the smallest perpendicular width of the box",
@@ -153,16 +151,17 @@ def _list_and_vectors_cpu(positions, box, reach, method, vectors, distances):
         lists = _all_pairs_cpu(positions, threads)
         return *lists, *_vectors_cpu(positions, box, *lists[:3], vectors, distances)
     cells = method == "cell_list" or (method == "auto" and n_atoms >= CELLS_FROM)
-    inverse = inverse_boxes(box)[0] if periodic else box
     box = box.contiguous()
+    inverse = torch.empty_like(box)
+    if periodic:
+        _C.inverse_boxes(box.shape[0], box.data_ptr(), inverse.data_ptr())
     row_ptr = torch.empty(n_nodes + 1, dtype=torch.int64)
     search = native("neighbor_search", positions.dtype)(
         n_replicas, n_atoms, positions.data_ptr(), box.data_ptr() if periodic else 0,
         inverse.data_ptr() if periodic else 0, box.shape[0] > 1, reach, cells, threads)
-    bad = native("neighbor_list_count", positions.dtype)(search, row_ptr.data_ptr())
-    if bad >= 0:
-        _refuse(positions, bad)
-    n_edges = row_ptr[-1].item()
+    n_edges = native("neighbor_list_count", positions.dtype)(search, row_ptr.data_ptr())
+    if n_edges < 0:
+        _refuse(positions, -1 - n_edges)
     col, reverse = torch.empty(n_edges, dtype=torch.int32), torch.empty(n_edges, dtype=torch.int64)
     shift = torch.empty(n_edges * periodic, 3, dtype=torch.int32)
     along = positions.new_empty(n_edges * vectors, 3)
