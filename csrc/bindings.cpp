@@ -180,16 +180,6 @@ template <typename T> struct Search {
   std::unique_ptr<char[]> scratch;
 };
 
-template <typename T>
-std::unique_ptr<Search<T>> neighbor_search(std::int64_t n_replicas, std::int64_t n_atoms, Address positions,
-                                           Address box, Address inverse, bool box_per_replica, double reach,
-                                           bool cells, int n_threads) {
-  auto search = std::make_unique<Search<T>>();
-  search->call = {n_replicas, n_atoms, at<T>(positions), at<double>(box), at<double>(inverse), box_per_replica, reach,
-                  cells, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, n_threads};
-  return search;
-}
-
 // (first bad box or -1, smallest perpendicular width); see csrc/neighbor_list.hpp.
 std::pair<std::int64_t, double> inverse_boxes(std::int64_t n, Address box, Address inverse) {
   diffmd::Boxes call{n, at<double>(box), at<double>(inverse), -1, 0};
@@ -197,18 +187,25 @@ std::pair<std::int64_t, double> inverse_boxes(std::int64_t n, Address box, Addre
   return {call.first_bad, call.width};
 }
 
-// Returns the number of edges, or -1 - node for the first node whose position cannot be used.
-template <typename T> std::int64_t neighbor_list_count(Search<T>& search, Address row_ptr) {
+// Returns the search for neighbor_list_fill, and the number of edges or -1 - node for the first node whose position
+// cannot be used.
+template <typename T>
+std::pair<std::unique_ptr<Search<T>>, std::int64_t> neighbor_list_count(
+    std::int64_t n_replicas, std::int64_t n_atoms, Address positions, Address box, Address inverse,
+    bool box_per_replica, double reach, bool cells, Address row_ptr, int n_threads) {
+  auto search = std::make_unique<Search<T>>();
+  diffmd::NeighborSearch<T>& call = search->call;
+  call = {n_replicas, n_atoms, at<T>(positions), at<double>(box), at<double>(inverse), box_per_replica, reach, cells,
+          nullptr, at<std::int64_t>(row_ptr), nullptr, nullptr, nullptr, nullptr, nullptr, n_threads};
   std::size_t bytes = 0;
-  DIFFMD_CALL(neighbor_scratch_bytes<T>(search.call, &bytes));
+  DIFFMD_CALL(neighbor_scratch_bytes<T>(call, &bytes));
   constexpr std::size_t line = 64;  // each part of the scratch starts on a cache line
-  search.scratch.reset(new char[bytes + line]);
-  const Address start = reinterpret_cast<Address>(search.scratch.get());
-  search.call.scratch = search.scratch.get() + (line - start % line);
-  search.call.row_ptr = at<std::int64_t>(row_ptr);
+  search->scratch.reset(new char[bytes + line]);
+  call.scratch = search->scratch.get() + (line - reinterpret_cast<Address>(search->scratch.get()) % line);
   std::int64_t bad = -1;
-  DIFFMD_CALL(neighbor_list_count<T>(search.call, &bad));
-  return bad >= 0 ? -1 - bad : search.call.row_ptr[search.call.n_nodes()];
+  DIFFMD_CALL(neighbor_list_count<T>(call, &bad));
+  const std::int64_t n_edges = bad >= 0 ? -1 - bad : call.row_ptr[call.n_nodes()];
+  return {std::move(search), n_edges};
 }
 
 template <typename T>
@@ -321,12 +318,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("em_step_float32", &em_step<float>);
   m.def("em_step_float64", &em_step<double>);
 
-  // neighbor_list: neighbor_search describes a call, count writes its row_ptr, fill the rest
+  // neighbor_list: count begins a search and writes its row_ptr, fill the rest
   m.def("inverse_boxes", &inverse_boxes);
   py::class_<Search<float>>(m, "NeighborSearchFloat32");
   py::class_<Search<double>>(m, "NeighborSearchFloat64");
-  m.def("neighbor_search_float32", &neighbor_search<float>);
-  m.def("neighbor_search_float64", &neighbor_search<double>);
   m.def("neighbor_list_count_float32", &neighbor_list_count<float>);
   m.def("neighbor_list_count_float64", &neighbor_list_count<double>);
   m.def("neighbor_list_fill_float32", &neighbor_list_fill<float>);

@@ -45,6 +45,10 @@ template <typename T> struct Parts {
   }
 };
 
+template <int number> struct Packs {
+  static constexpr int n = number;
+};
+
 // Squared distances below `sure` are neighbors, those not below `maybe` are not, what lies between is decided by
 // Metric. A squared distance in float32 is off by at most 6 roundings of 2^-24; out of the range where nothing over-
 // or underflows `all` makes every candidate a maybe.
@@ -61,36 +65,44 @@ template <typename V> struct Limits {
   }
 };
 
-// The candidates of one atom, a register at a time: V is what coordinates are compared in.
-template <typename T, Space space, typename V> struct Row {
+// The atoms of one replica as candidates, a register ("pack") at a time. V is what coordinates are compared in. With up
+// to four packs their number is known to the compiler, and all coordinates stay in registers from row to row.
+template <Space space, typename V, int known_packs> struct Replica {
   static constexpr int lanes = Simd<V>::lanes;
   const V* x;  // [3, padded]
   std::int64_t padded;
-  int n, i;
-  Pack<V> mine[3];
+  int n, n_packs;
   const Metric& metric;
-  const Limits<V>& limits;
+  Limits<V> limits;
+  Pack<V> held[3 * known_packs + 1];
 
-  Row(const V* x, std::int64_t padded, int n, int i, const Metric& metric, const Limits<V>& limits)
-      : x(x), padded(padded), n(n), i(i), metric(metric), limits(limits) {
-    for (int k = 0; k < 3; ++k) mine[k] = fill<V>(x[k * padded + i]);
+  Replica(const V* x, std::int64_t padded, int n, const Metric& metric, double reach)
+      : x(x), padded(padded), n(n), n_packs(known_packs ? known_packs : (n + lanes - 1) / lanes), metric(metric),
+        limits(reach) {
+    for (int k = 0; k < 3; ++k)
+      for (int p = 0; p < known_packs; ++p) held[known_packs * k + p] = load(x + k * padded + p * lanes);
   }
 
-  // Which of the candidates from `first` are neighbors; `squared` are their squared distances.
-  DIFFMD_INLINE unsigned examine(int first, Pack<V>* squared) const {
-    const Pack<V> d0 = load(x + first) - mine[0], d1 = load(x + padded + first) - mine[1],
-                  d2 = load(x + 2 * padded + first) - mine[2];
-    *squared = metric.template squared<space>(d0, d1, d2);
+  DIFFMD_INLINE Pack<V> coordinates(int k, int p) const {
+    return known_packs ? held[known_packs * k + p] : load(x + k * padded + p * lanes);
+  }
+
+  // Which atoms of pack p are neighbors of atom i; `squared` are their squared distances.
+  DIFFMD_INLINE unsigned examine(int i, const Pack<V>* mine, int p, Pack<V>* squared) const {
+    *squared = metric.template squared<space>(coordinates(0, p) - mine[0], coordinates(1, p) - mine[1],
+                                              coordinates(2, p) - mine[2]);
+    const int first = p * lanes;
     unsigned valid = ~0u >> (32 - lanes);
-    if (n - first < lanes) valid >>= lanes - (n - first);
-    if (unsigned(i - first) < unsigned(lanes)) valid &= ~(1u << (i - first));
+    if (p == n_packs - 1) valid >>= lanes - (n - first);
+    if (i / lanes == p) valid &= ~(1u << (i % lanes));
     const unsigned sure = less(*squared, fill<V>(limits.sure)) & valid;
     if (sizeof(V) == sizeof(double)) return sure;
     const unsigned maybe = (less(*squared, fill<V>(limits.maybe)) | limits.all) & valid;
-    return maybe == sure ? sure : decide(first, sure, maybe);
+    return maybe == sure ? sure : decide(x, padded, metric, i, first, sure, maybe);
   }
 
-  unsigned decide(int first, unsigned sure, unsigned maybe) const {
+  static DIFFMD_NOINLINE unsigned decide(const V* x, std::int64_t padded, const Metric& metric, int i, int first,
+                                         unsigned sure, unsigned maybe) {
     const double here[3] = {double(x[i]), double(x[padded + i]), double(x[2 * padded + i])};
     for (unsigned open = maybe & ~sure; open; open &= open - 1) {
       const int j = first + lowest_bit(open);
@@ -98,6 +110,21 @@ template <typename T, Space space, typename V> struct Row {
       if (metric.lists(here, there)) sure |= 1u << (j - first);
     }
     return sure;
+  }
+
+  // f(i, p, mask, squared) for every atom and, for each, every pack of candidates.
+  template <typename F> DIFFMD_INLINE void each(F f) const {
+    for (int i = 0; i < n; ++i) {
+      Pack<V> mine[3], squared;
+      for (int k = 0; k < 3; ++k) mine[k] = fill<V>(x[k * padded + i]);
+#if defined(__GNUC__)
+#pragma GCC unroll 4
+#endif
+      for (int p = 0; p < (known_packs ? known_packs : n_packs); ++p) {
+        const unsigned mask = examine(i, mine, p, &squared);
+        f(i, p, mask, squared);
+      }
+    }
   }
 };
 
@@ -134,18 +161,16 @@ template <typename T> std::int64_t first_bad_atom(const NeighborSearch<T>& call,
   return node;
 }
 
-template <typename T, Space space, typename V>
+template <Space space, typename V, int packs, typename T>
 void count_replica(const NeighborSearch<T>& call, const V* x, std::int64_t padded, std::int64_t r,
                    const Metric& metric) {
-  const Limits<V> limits(call.reach);
-  const int n = int(call.n_atoms);
-  for (int i = 0; i < n; ++i) {
-    const Row<T, space, V> row(x, padded, n, i, metric, limits);
-    std::int64_t count = 0;
-    Pack<V> squared;
-    for (int first = 0; first < n; first += row.lanes) count += count_bits(row.examine(first, &squared));
-    call.row_ptr[r * n + i + 1] = count;
-  }
+  const Replica<space, V, packs> replica(x, padded, int(call.n_atoms), metric, call.reach);
+  std::int64_t* counts = call.row_ptr + r * call.n_atoms + 1;
+  std::int64_t count = 0;
+  replica.each([&](int i, int p, unsigned mask, Pack<V>) {
+    count = (p == 0 ? 0 : count) + count_bits(mask);
+    if (p == replica.n_packs - 1) counts[i] = count;
+  });
 }
 
 // The edges of one replica being written: nodes and edges are counted from its first ones.
@@ -157,6 +182,13 @@ template <typename T> struct Output {
   T* distances;                      // null when not asked for
 };
 
+#if defined(__AVX512F__)
+DIFFMD_INLINE void store_lanes(void* to, __m512i lanes, bool half) {
+  if (half) _mm256_storeu_si256(static_cast<__m256i*>(to), _mm512_castsi512_si256(lanes));
+  else _mm512_storeu_si512(to, lanes);
+}
+#endif
+
 // Writes the neighbors among the candidates from `first` to the places from `at` on, and advances their mirrors. While
 // it fits in front of the replica's end, a whole register is stored.
 template <typename T, typename V>
@@ -164,16 +196,21 @@ DIFFMD_INLINE void write_edges(const Output<T>& out, std::int32_t first, unsigne
                                std::int64_t at) {
 #if defined(__AVX512F__)
   if (sizeof(V) == sizeof(float) && out.end - at >= 16) {
+    // Stores are what takes the time here: of up to 8 edges only the half register that they fill.
     const __mmask16 hits = __mmask16(mask);
-    append_lanes(out.col + at, out.base + first, mask);
-    if (out.distances) _mm512_storeu_ps(out.distances + at, _mm512_maskz_compress_ps(hits, (__m512)squared));
-    const __m512i next = _mm512_loadu_si512(out.mirror + first), begin = _mm512_set1_epi64(out.begin);
+    const bool few = count_bits(mask) <= 8;
+    const __m512i next = _mm512_load_si512(out.mirror + first), begin = _mm512_set1_epi64(out.begin);
     const __m512i mirrors = _mm512_maskz_compress_epi32(hits, next);
     const __m512i low = _mm512_cvtepi32_epi64(_mm512_castsi512_si256(mirrors));
-    const __m512i high = _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(mirrors, 1));
     _mm512_storeu_si512(out.reverse + at, _mm512_add_epi64(low, begin));
-    _mm512_storeu_si512(out.reverse + at + 8, _mm512_add_epi64(high, begin));
-    _mm512_storeu_si512(out.mirror + first, _mm512_mask_add_epi32(next, hits, next, _mm512_set1_epi32(1)));
+    if (!few) {
+      const __m512i high = _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(mirrors, 1));
+      _mm512_storeu_si512(out.reverse + at + 8, _mm512_add_epi64(high, begin));
+    }
+    store_lanes(out.col + at, packed_lanes(out.base + first, mask), few);
+    if (out.distances)
+      store_lanes(out.distances + at, _mm512_maskz_compress_epi32(hits, (__m512i)_mm512_sqrt_ps((__m512)squared)), few);
+    _mm512_store_si512(out.mirror + first, _mm512_mask_add_epi32(next, hits, next, _mm512_set1_epi32(1)));
     return;
   }
 #endif
@@ -183,7 +220,7 @@ DIFFMD_INLINE void write_edges(const Output<T>& out, std::int32_t first, unsigne
     const int bit = lowest_bit(mask), j = first + bit;
     out.col[at] = out.base + j;
     out.reverse[at] = out.begin + out.mirror[j]++;
-    if (out.distances) out.distances[at] = T(lane[bit]);
+    if (out.distances) out.distances[at] = T(std::sqrt(lane[bit]));
   }
 }
 
@@ -200,10 +237,9 @@ void shift_row(const NeighborSearch<T>& call, const Parts<T>& parts, std::int64_
   }
 }
 
-template <typename T, Space space, typename V>
+template <Space space, typename V, int packs, typename T>
 void fill_replica(const NeighborSearch<T>& call, const Parts<T>& parts, const V* x, std::int64_t r,
                   const Metric& metric) {
-  const Limits<V> limits(call.reach);
   const int n = int(call.n_atoms);
   const std::int64_t base = r * n;
   // Without a box the squares compared are those of the distances asked for.
@@ -212,18 +248,37 @@ void fill_replica(const NeighborSearch<T>& call, const Parts<T>& parts, const V*
                       space == Space::open ? call.distances : nullptr};
   for (int i = 0; i < n; ++i) out.mirror[i] = std::int32_t(call.row_ptr[base + i] - out.begin);
   std::int64_t at = out.begin;
-  for (int i = 0; i < n; ++i) {
-    const Row<T, space, V> row(x, parts.padded, n, i, metric, limits);
-    Pack<V> squared;
-    for (int first = 0; first < n; first += row.lanes) {
-      const unsigned mask = row.examine(first, &squared);
-      write_edges<T, V>(out, first, mask, squared, at);
-      at += count_bits(mask);
-    }
-    if (space != Space::open) shift_row(call, parts, r, base + i);
-  }
-  if (out.distances)
-    for (std::int64_t e = out.begin; e < out.end; ++e) out.distances[e] = std::sqrt(out.distances[e]);
+  Replica<space, V, packs>(x, parts.padded, n, metric, call.reach)
+      .each([&](int, int p, unsigned mask, Pack<V> squared) {
+        write_edges<T, V>(out, p * Simd<V>::lanes, mask, squared, at);
+        at += count_bits(mask);
+      });
+  for (int i = 0; space != Space::open && i < n; ++i) shift_row(call, parts, r, base + i);
+}
+
+// Counts or fills the rows of one replica, with the number of packs as a constant where it is small.
+template <bool filling, Space space, typename V, typename T>
+void rows_of(const NeighborSearch<T>& call, const Parts<T>& parts, const V* x, std::int64_t r, const Metric& metric) {
+  const auto run = [&](auto packs) {
+    if constexpr (filling) fill_replica<space, V, decltype(packs)::n>(call, parts, x, r, metric);
+    else count_replica<space, V, decltype(packs)::n>(call, x, parts.padded, r, metric);
+  };
+  const std::int64_t n_packs = (call.n_atoms + Simd<V>::lanes - 1) / Simd<V>::lanes;
+  if (space != Space::open || n_packs > 4) run(Packs<0>());
+  else if (n_packs == 1) run(Packs<1>());
+  else if (n_packs == 2) run(Packs<2>());
+  else if (n_packs == 3) run(Packs<3>());
+  else run(Packs<4>());
+}
+
+template <bool filling, typename T>
+void replica_rows(const NeighborSearch<T>& call, const Parts<T>& parts, std::int64_t r) {
+  const Metric metric(call.box_of(r), call.reach);
+  const T* open = parts.open + 3 * r * parts.padded;
+  const double* x = parts.fractions + 3 * r * parts.padded;
+  if (metric.space == Space::open) rows_of<filling, Space::open, T>(call, parts, open, r, metric);
+  else if (metric.space == Space::orthorhombic) rows_of<filling, Space::orthorhombic, double>(call, parts, x, r, metric);
+  else rows_of<filling, Space::triclinic, double>(call, parts, x, r, metric);
 }
 
 }  // namespace
@@ -241,13 +296,7 @@ template <typename T> std::int64_t count_pairs(const NeighborSearch<T>& call) {
       bad = node < bad ? node : bad;
       continue;
     }
-    const Metric metric(call.box_of(r), call.reach);
-    const T* open = parts.open + 3 * r * parts.padded;
-    const double* x = parts.fractions + 3 * r * parts.padded;
-    if (metric.space == Space::open) count_replica<T, Space::open, T>(call, open, parts.padded, r, metric);
-    else if (metric.space == Space::orthorhombic)
-      count_replica<T, Space::orthorhombic, double>(call, x, parts.padded, r, metric);
-    else count_replica<T, Space::triclinic, double>(call, x, parts.padded, r, metric);
+    replica_rows<false>(call, parts, r);
   }
   return bad < call.n_nodes() ? bad : -1;
 }
@@ -256,15 +305,7 @@ template <typename T> void fill_pairs(const NeighborSearch<T>& call) {
   const Parts<T> parts(call);
 #pragma omp parallel for schedule(static) num_threads(call.n_threads) \
     if (call.n_threads > 1 && call.n_nodes() > kWorthThreads)
-  for (std::int64_t r = 0; r < call.n_replicas; ++r) {
-    const Metric metric(call.box_of(r), call.reach);
-    const T* open = parts.open + 3 * r * parts.padded;
-    const double* x = parts.fractions + 3 * r * parts.padded;
-    if (metric.space == Space::open) fill_replica<T, Space::open, T>(call, parts, open, r, metric);
-    else if (metric.space == Space::orthorhombic)
-      fill_replica<T, Space::orthorhombic, double>(call, parts, x, r, metric);
-    else fill_replica<T, Space::triclinic, double>(call, parts, x, r, metric);
-  }
+  for (std::int64_t r = 0; r < call.n_replicas; ++r) replica_rows<true>(call, parts, r);
 }
 
 template std::size_t pairs_scratch_bytes<float>(const NeighborSearch<float>&);

@@ -64,11 +64,15 @@ def neighbor_list(positions: Tensor, cutoff: float | None, *, box: Tensor | None
         outputs = _other(positions.detach(), boxes, reach, "auto")
         if return_distances or return_vectors:
             vectors, distances = edge_vectors(positions, boxes, *outputs[:3])
-    elif return_distances or return_vectors:
-        *outputs, vectors, distances = torch.ops.diffmd_fast.neighbor_list_and_vectors(
-            positions, boxes, reach, "auto", return_vectors, return_distances)
-    else:
+    elif not return_distances and not return_vectors:
         outputs = torch.ops.diffmd_fast.neighbor_list(positions.detach(), boxes, reach, "auto")
+    elif positions.requires_grad and torch.is_grad_enabled():
+        outputs = torch.ops.diffmd_fast.neighbor_list(positions.detach(), boxes, reach, "auto")
+        vectors, distances = torch.ops.diffmd_fast.neighbor_vectors(
+            positions, boxes, *outputs[:3], return_vectors, return_distances)
+    else:  # the same numbers from the search itself
+        *outputs, vectors, distances = torch.ops.diffmd_fast.neighbor_list_and_vectors(
+            positions.detach(), boxes, reach, "auto", return_vectors, return_distances)
     return NeighborList(*outputs, distances if return_distances else None, vectors if return_vectors else None)
 
 
@@ -156,10 +160,9 @@ def _list_and_vectors_cpu(positions, box, reach, method, vectors, distances):
     if periodic:
         _C.inverse_boxes(box.shape[0], box.data_ptr(), inverse.data_ptr())
     row_ptr = torch.empty(n_nodes + 1, dtype=torch.int64)
-    search = native("neighbor_search", positions.dtype)(
+    search, n_edges = native("neighbor_list_count", positions.dtype)(
         n_replicas, n_atoms, positions.data_ptr(), box.data_ptr() if periodic else 0,
-        inverse.data_ptr() if periodic else 0, box.shape[0] > 1, reach, cells, threads)
-    n_edges = native("neighbor_list_count", positions.dtype)(search, row_ptr.data_ptr())
+        inverse.data_ptr() if periodic else 0, box.shape[0] > 1, reach, cells, row_ptr.data_ptr(), threads)
     if n_edges < 0:
         _refuse(positions, -1 - n_edges)
     col, reverse = torch.empty(n_edges, dtype=torch.int32), torch.empty(n_edges, dtype=torch.int64)
@@ -249,20 +252,8 @@ def _vectors_setup_context(ctx, inputs, output):
 
 
 def _vectors_backward(ctx, grad_vectors, grad_distances):
-    return _positions_gradient(*ctx.saved_tensors, grad_vectors, grad_distances), None, None, None, None, None, None
-
-
-def _list_and_vectors_setup_context(ctx, inputs, output):
-    refuse_gradient(ctx, "neighbor_list", {1: "box"})
-    ctx.save_for_backward(*inputs[:2], *output[:3])
-
-
-def _list_and_vectors_backward(ctx, _row_ptr, _col, _shift, _reverse, grad_vectors, grad_distances):
-    return _positions_gradient(*ctx.saved_tensors, grad_vectors, grad_distances), None, None, None, None, None
-
-
-def _positions_gradient(positions, box, row_ptr, col, shift, grad_vectors, grad_distances):
     """Plain torch operations on the positions, so every higher derivative follows."""
+    positions, box, row_ptr, col, shift = ctx.saved_tensors
     along = grad_vectors if grad_vectors.numel() else positions.new_zeros(col.numel(), 3)
     if grad_distances.numel():
         vectors, distances = edge_vectors(positions, box, row_ptr, col, shift)
@@ -271,7 +262,7 @@ def _positions_gradient(positions, box, row_ptr, col, shift, grad_vectors, grad_
         along = along + grad_distances[:, None] * direction
     row = edge_rows(row_ptr, col.numel())
     grad = torch.zeros_like(positions).reshape(-1, 3).index_add(0, col, along).index_add(0, row, -along)
-    return grad.reshape(positions.shape)
+    return grad.reshape(positions.shape), None, None, None, None, None, None
 
 
 define("neighbor_list(Tensor positions, Tensor box, float reach, str method) -> (Tensor, Tensor, Tensor, Tensor)",
@@ -279,8 +270,8 @@ define("neighbor_list(Tensor positions, Tensor box, float reach, str method) -> 
 define("neighbor_vectors(Tensor positions, Tensor box, Tensor row_ptr, Tensor col, Tensor shift, "
        "bool vectors=True, bool distances=True) -> (Tensor, Tensor)", _vectors_cpu, _vectors_fake, _vectors_other)
 register_autograd("neighbor_vectors", _vectors_backward, _vectors_setup_context)
-# Both in one: what a search compares it need not compute again. What is not asked for comes back empty.
+# Both in one, without gradient: what a search compares need not be computed again. What is not asked for comes back
+# empty, here and from neighbor_vectors.
 define("neighbor_list_and_vectors(Tensor positions, Tensor box, float reach, str method, bool vectors, bool distances) "
        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
        _list_and_vectors_cpu, _list_and_vectors_fake, _list_and_vectors_other)
-register_autograd("neighbor_list_and_vectors", _list_and_vectors_backward, _list_and_vectors_setup_context)
