@@ -2,12 +2,14 @@
 // Python (diffmd_fast/ops) has checked shapes, dtypes and devices before it calls; addresses come as integers
 // (tensor.data_ptr()), 0 for "not asked for". The GIL is released while a kernel runs.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
 #include <algorithm>
+#include <array>
 #include <memory>
 #include <new>
 #include <string>
@@ -19,6 +21,7 @@
 #include "schnet.hpp"
 #include "spline_conv.hpp"
 #include "torsions.hpp"
+#include "verlet_list.hpp"
 
 namespace py = pybind11;
 using Address = std::uintptr_t;
@@ -241,6 +244,39 @@ bool neighbor_vectors(std::int64_t n_replicas, std::int64_t n_atoms, std::int64_
   return consistent;
 }
 
+// ---- verlet_list ----------------------------------------------------------------------------------------
+template <typename T>
+void largest_moves(std::int64_t n_replicas, std::int64_t n_atoms, Address positions, Address anchors,
+                   Address transform, Address furthest, int n_threads) {
+  const std::int64_t n_pieces = (n_atoms + diffmd::Moves<T>::kPiece - 1) / diffmd::Moves<T>::kPiece;
+  const std::unique_ptr<double[]> pieces(new double[std::size_t(2 * n_replicas * n_pieces)]);
+  const diffmd::Moves<T> call{n_replicas, n_atoms, at<T>(positions), at<T>(anchors), at<double>(transform),
+                              pieces.get(), at<double>(furthest), n_threads};
+  DIFFMD_CALL(largest_moves<T>(call));
+}
+
+// Lists come as the addresses of row_ptr, col, shift, reverse.
+using ListAddresses = std::array<Address, 4>;
+diffmd::Rows rows_at(const ListAddresses& list) {
+  return {at<std::int64_t>(list[0]), at<std::int32_t>(list[1]), at<std::int32_t>(list[2]), at<std::int64_t>(list[3])};
+}
+
+// Returns the number of edges.
+std::int64_t splice_count(std::int64_t n_replicas, std::int64_t n_atoms, Address source, const ListAddresses& kept,
+                          const ListAddresses& fresh, Address row_ptr) {
+  const diffmd::Splice call{n_replicas, n_atoms, at<std::int64_t>(source), rows_at(kept), rows_at(fresh),
+                            rows_at({row_ptr, 0, 0, 0}), 1};
+  DIFFMD_CALL(splice_count(call));
+  return call.out.row_ptr[n_replicas * n_atoms];
+}
+
+void splice_fill(std::int64_t n_replicas, std::int64_t n_atoms, Address source, const ListAddresses& kept,
+                 const ListAddresses& fresh, const ListAddresses& out, int n_threads) {
+  const diffmd::Splice call{n_replicas, n_atoms, at<std::int64_t>(source), rows_at(kept), rows_at(fresh),
+                            rows_at(out), n_threads};
+  DIFFMD_CALL(splice_fill(call));
+}
+
 // ---- schnet ---------------------------------------------------------------------------------------------
 // `weights` maps the names of csrc/schnet.hpp to addresses; positions and score are those of one call.
 template <typename T>
@@ -329,6 +365,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("neighbor_list_all_pairs", &neighbor_list_all_pairs);
   m.def("neighbor_vectors_float32", &neighbor_vectors<float>);
   m.def("neighbor_vectors_float64", &neighbor_vectors<double>);
+
+  // verlet_list
+  m.def("largest_moves_float32", &largest_moves<float>);
+  m.def("largest_moves_float64", &largest_moves<double>);
+  m.def("splice_count", &splice_count);
+  m.def("splice_fill", &splice_fill);
 
   // spline_conv: the graph in the order of csrc/spline_conv.hpp, then what each call adds to it
   m.def("spline_conv_float32", &spline_conv<float>);
