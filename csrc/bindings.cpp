@@ -7,6 +7,9 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <array>
@@ -211,6 +214,16 @@ std::pair<std::unique_ptr<Search<T>>, std::int64_t> neighbor_list_count(
   return {std::move(search), n_edges};
 }
 
+// Asks for large pages under a large array about to be written for the first time: taking 4 KiB at a time from the
+// kernel can take longer than the search. A hint; the whole large pages inside the array only.
+void prefer_large_pages(Address start, std::size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr Address page = Address(2) << 20;
+  const Address first = (start + page - 1) / page * page, last = (start + bytes) / page * page;
+  if (start && first + 2 * page <= last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
 template <typename T>
 void neighbor_list_fill(Search<T>& search, Address col, Address shift, Address reverse, Address vectors,
                         Address distances) {
@@ -219,6 +232,12 @@ void neighbor_list_fill(Search<T>& search, Address col, Address shift, Address r
   search.call.reverse = at<std::int64_t>(reverse);
   search.call.vectors = at<T>(vectors);
   search.call.distances = at<T>(distances);
+  const std::size_t n_edges = std::size_t(search.call.row_ptr[search.call.n_nodes()]);
+  prefer_large_pages(col, n_edges * sizeof(std::int32_t));
+  prefer_large_pages(shift, n_edges * 3 * sizeof(std::int32_t));
+  prefer_large_pages(reverse, n_edges * sizeof(std::int64_t));
+  prefer_large_pages(vectors, n_edges * 3 * sizeof(T));
+  prefer_large_pages(distances, n_edges * sizeof(T));
   bool enough_memory = true;
   DIFFMD_CALL(neighbor_list_fill<T>(search.call, &enough_memory));
   if (!enough_memory) throw std::bad_alloc();

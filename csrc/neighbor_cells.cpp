@@ -49,20 +49,22 @@ void choose_grid(const NeighborSearch<T>& call, std::int64_t r, const double* lo
     if (count[2] > count[largest]) largest = 2;
     count[largest] = std::floor(0.5 * (count[largest] + 1));
   }
-  double largest = 0, extent = 0;
+  double side[3][3], largest = 0, extent = 0;  // nm: what one cell along each axis amounts to
   for (int k = 0; k < 3; ++k) {
     grid.n[k] = std::int32_t(count[k]);
     grid.scale[k] = length[k] > 0 ? count[k] / length[k] : 0.0;
     grid.width[k] = length[k] / count[k];
-    for (int c = 0; c < 3; ++c) grid.side[3 * k + c] = (box ? box[3 * k + c] : c == k ? length[k] : 0.0) / count[k];
+    for (int c = 0; c < 3; ++c) side[k][c] = (box ? box[3 * k + c] : c == k ? length[k] : 0.0) / count[k];
   }
   for (int c = 0; c < 3; ++c) {
     double sum = 0;
     for (int k = 0; k < 3; ++k) {
-      sum += std::fabs(grid.side[3 * k + c]);
+      sum += std::fabs(side[k][c]);
       extent += box ? std::fabs(box[3 * k + c]) : c == k ? std::fabs(low[k]) + std::fabs(high[k]) : 0.0;
     }
     if (!(sum <= largest)) largest = sum;
+    for (int at = 0; at < 27; ++at)
+      grid.offset[at][c] = float((at / 9 - 1) * side[0][c] + (at / 3 % 3 - 1) * side[1][c] + (at % 3 - 1) * side[2][c]);
   }
   grid.metric = Metric(box, call.reach);
   settle_by_float32(call.reach, 1.6 * largest, extent + largest, grid);

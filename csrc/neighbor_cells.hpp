@@ -11,7 +11,7 @@ struct Grid {
   std::int32_t n[3];                    // cells along each axis
   std::int64_t first_cell;              // number of its cell (0, 0, 0) among the cells of all replicas
   double origin[3], width[3], scale[3]; // of the axes: lower end, width of a cell, cells per unit length
-  double side[9];                       // nm: what one cell along each axis amounts to
+  float offset[27][3];                  // nm: centres of the cells around one, from its own
   float sure, maybe;                    // squared distances in float32: listed below, not listed from there on
   unsigned all;                         // ~0 where float32 settles nothing
   Metric metric;

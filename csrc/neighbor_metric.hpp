@@ -80,6 +80,13 @@ DIFFMD_INLINE bool wrap_atom(const double* inverse, const T* position, double* o
   return good;
 }
 
+DIFFMD_INLINE bool any_of(const std::int32_t* const* s, int from, int size) {
+  std::int32_t any = 0;
+  for (int k = 0; k < 3; ++k)
+    for (int e = from; e < from + size; ++e) any |= s[k][e];
+  return any != 0;
+}
+
 // Edges of one row: atoms at x (three arrays), shifted by s (three arrays; unused without a box). The vector
 // x + s @ box - mine is rounded to T once, the distance is its norm in T. Either result may be null.
 template <typename T>
@@ -89,9 +96,12 @@ DIFFMD_INLINE void measure_edges(int n, const T* const* x, const std::int32_t* c
   T v[3][kBlock];
   for (int from = 0; from < n; from += kBlock) {
     const int size = n - from < kBlock ? n - from : kBlock;
+    // Without shifts the difference is rounded once, too, and without detour: T rounds a double of two T as it would
+    // their exact difference, since a double has more than twice the digits of a float.
+    const bool shifted = box && any_of(s, from, size);
     for (int k = 0; k < 3; ++k) {
       const T* DIFFMD_RESTRICT there = x[k] + from;
-      if (!box) {
+      if (!shifted) {
         for (int e = 0; e < size; ++e) v[k][e] = there[e] - mine[k];
         continue;
       }

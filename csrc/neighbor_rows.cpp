@@ -30,26 +30,26 @@ struct Around {
 
 // With few cells along an axis the same one may be around twice, in two images.
 int find_around(const Grid& grid, const std::int32_t* first, const int* c, bool periodic, Around* out) {
+  int there[3][3], image[3][3];
+  for (int k = 0; k < 3; ++k) {
+    for (int step = 0; step < 3; ++step) {
+      const int to = c[k] + step - 1;
+      image[k][step] = to < 0 ? -1 : to >= grid.n[k] ? 1 : 0;
+      there[k][step] = to - image[k][step] * grid.n[k];
+    }
+  }
   int n = 0;
   for (int at = 0; at < kAround; ++at) {
-    const int step[3] = {at / 9 - 1, at / 3 % 3 - 1, at % 3 - 1};
-    std::int64_t index = 0;
-    bool inside = true;
-    double offset[3] = {0, 0, 0};
-    Around& cell = out[n];
-    for (int k = 0; k < 3; ++k) {
-      int there = c[k] + step[k];
-      cell.image[k] = there < 0 ? -1 : there >= grid.n[k] ? 1 : 0;
-      there -= cell.image[k] * grid.n[k];
-      inside = inside && (periodic || cell.image[k] == 0);
-      index = index * grid.n[k] + there;
-      for (int j = 0; j < 3; ++j) offset[j] += step[k] * grid.side[3 * k + j];
-    }
-    if (!inside) continue;
-    cell.begin = first[grid.first_cell + index];
-    cell.end = first[grid.first_cell + index + 1];
-    for (int k = 0; k < 3; ++k) cell.offset[k] = float(offset[k]);
-    n += cell.begin < cell.end;
+    const int i = at / 9, j = at / 3 % 3, l = at % 3;
+    if (!periodic && (image[0][i] != 0 || image[1][j] != 0 || image[2][l] != 0)) continue;
+    const std::int64_t row = std::int64_t(there[0][i]) * grid.n[1] + there[1][j];
+    const std::int64_t cell = grid.first_cell + row * grid.n[2] + there[2][l];
+    Around& around = out[n];
+    around.begin = first[cell];
+    around.end = first[cell + 1];
+    around.image[0] = image[0][i], around.image[1] = image[1][j], around.image[2] = image[2][l];
+    for (int k = 0; k < 3; ++k) around.offset[k] = grid.offset[at][k];
+    n += around.begin < around.end;
   }
   return n;
 }
