@@ -128,19 +128,46 @@ template <Space space, typename V, int known_packs> struct Replica {
   }
 };
 
+// Coordinates x, y, z of n atoms one behind the other, zeros up to `padded`; false when one is not finite.
+template <typename T> bool split_coordinates(const T* from, std::int64_t n, std::int64_t padded, T* to) {
+  bool good = true;
+  for (std::int64_t a = 0; a < n; ++a)
+    for (int k = 0; k < 3; ++k) to[k * padded + a] = from[3 * a + k];
+  for (std::int64_t i = 0; i < 3 * n; ++i) good &= from[i] - from[i] == 0;
+  for (int k = 0; k < 3; ++k)
+    for (std::int64_t a = n; a < padded; ++a) to[k * padded + a] = 0;
+  return good;
+}
+
+#if defined(__AVX512F__)
+// 16 atoms from three registers: for a molecule the loop above takes a third as long as the search.
+template <> bool split_coordinates(const float* from, std::int64_t n, std::int64_t padded, float* to) {
+  const __m512i third = _mm512_setr_epi32(0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42, 45);
+  __mmask16 good = 0xffff;
+  for (std::int64_t a = 0; a < padded; a += 16, from += 48) {
+    __m512 part[3];
+    for (int k = 0; k < 3; ++k) {
+      const std::int64_t left = 3 * (n - a) - 16 * k;
+      const __mmask16 mask = left >= 16 ? 0xffff : left <= 0 ? 0 : __mmask16((1u << left) - 1);
+      part[k] = _mm512_maskz_loadu_ps(mask, from + 16 * k);
+      const __m512 zero = _mm512_sub_ps(part[k], part[k]);
+      good &= _mm512_cmp_ps_mask(zero, zero, _CMP_EQ_OQ);
+    }
+    for (int k = 0; k < 3; ++k) {
+      const __m512i index = _mm512_add_epi32(third, _mm512_set1_epi32(k));  // in part[0] and part[1], or part[2]
+      const __mmask16 last = _mm512_cmpge_epi32_mask(index, _mm512_set1_epi32(32));
+      const __m512 first_two = _mm512_permutex2var_ps(part[0], index, part[1]);
+      _mm512_store_ps(to + k * padded + a, _mm512_mask_permutexvar_ps(first_two, last, index, part[2]));
+    }
+  }
+  return good == 0xffff;
+}
+#endif
+
 template <typename T> bool load_replica(const NeighborSearch<T>& call, const Parts<T>& parts, std::int64_t r) {
   const std::int64_t n = call.n_atoms, padded = parts.padded;
   const T* from = call.positions + 3 * r * n;
-  if (!call.box) {
-    T* to = parts.open + 3 * r * padded;
-    bool good = true;
-    for (std::int64_t a = 0; a < n; ++a)
-      for (int k = 0; k < 3; ++k) to[k * padded + a] = from[3 * a + k];
-    for (std::int64_t a = 0; a < 3 * n; ++a) good &= from[a] - from[a] == 0;
-    for (int k = 0; k < 3; ++k)
-      for (std::int64_t a = n; a < padded; ++a) to[k * padded + a] = 0;
-    return good;
-  }
+  if (!call.box) return split_coordinates(from, n, padded, parts.open + 3 * r * padded);
   double* to = parts.fractions + 3 * r * padded;
   bool good = true;
   for (std::int64_t a = 0; a < n; ++a) {

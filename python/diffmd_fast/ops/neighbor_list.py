@@ -22,6 +22,7 @@ from ._library import define, get_num_threads, native, refuse_gradient, register
 # "auto" takes the cells from this many atoms on, where they were measured to win. All give the same list.
 METHODS = ("auto", "brute_force", "cell_list")
 CELLS_FROM = 200
+_NO_BOX = torch.empty(0, 3, 3, dtype=torch.float64)
 ROUNDING = 1e-9  # a cutoff of exactly half the box, computed in floating point, passes
 
 
@@ -65,13 +66,13 @@ def neighbor_list(positions: Tensor, cutoff: float | None, *, box: Tensor | None
         if return_distances or return_vectors:
             vectors, distances = edge_vectors(positions, boxes, *outputs[:3])
     elif not return_distances and not return_vectors:
-        outputs = torch.ops.diffmd_fast.neighbor_list(positions.detach(), boxes, reach, "auto")
+        outputs = torch.ops.diffmd_fast.neighbor_list.default(positions.detach(), boxes, reach, "auto")
     elif positions.requires_grad and torch.is_grad_enabled():
-        outputs = torch.ops.diffmd_fast.neighbor_list(positions.detach(), boxes, reach, "auto")
-        vectors, distances = torch.ops.diffmd_fast.neighbor_vectors(
+        outputs = torch.ops.diffmd_fast.neighbor_list.default(positions.detach(), boxes, reach, "auto")
+        vectors, distances = torch.ops.diffmd_fast.neighbor_vectors.default(
             positions, boxes, *outputs[:3], return_vectors, return_distances)
     else:  # the same numbers from the search itself
-        *outputs, vectors, distances = torch.ops.diffmd_fast.neighbor_list_and_vectors(
+        *outputs, vectors, distances = torch.ops.diffmd_fast.neighbor_list_and_vectors.default(
             positions.detach(), boxes, reach, "auto", return_vectors, return_distances)
     return NeighborList(*outputs, distances if return_distances else None, vectors if return_vectors else None)
 
@@ -80,7 +81,7 @@ def as_boxes(box, positions: Tensor, operation: str) -> Tensor:
     """``box`` as float64 [0, 3, 3] (none), [1, 3, 3] or [replicas, 3, 3], checked but for the vectors' values."""
     n_replicas = positions.shape[0]
     if box is None:
-        return positions.new_empty((0, 3, 3), dtype=torch.float64)
+        return _NO_BOX if positions.device.type == "cpu" else positions.new_empty((0, 3, 3), dtype=torch.float64)
     wanted = f"edge lengths [3], box vectors [3, 3] or one box per replica [{n_replicas}, 3, 3]"
     try:
         box = torch.as_tensor(box, device=None if isinstance(box, Tensor) else positions.device)
@@ -114,18 +115,19 @@ def _check_call(positions: Tensor, box: Tensor, reach: float, method: str) -> No
     They answer for boxes that are right-handed and wide enough.
     """
     check_tensor(positions, "positions", ("replicas", "atoms", 3))
-    n_replicas, n_atoms, _ = positions.shape
-    require(n_replicas * n_atoms < 2**31 - 1, "positions", "fewer than 2147483647 atoms in all (nodes are 32-bit)",
-            n_replicas * n_atoms)
+    n_nodes = positions.shape[0] * positions.shape[1]
+    require(n_nodes < 2**31 - 1, "positions", "fewer than 2147483647 atoms in all (nodes are 32-bit)", n_nodes)
     _check_box_shape(positions, box)
     require(reach > 0, "reach", "a number above 0 nm, infinity for all pairs", reach)
-    require(method in METHODS, "method", "one of " + ", ".join(METHODS), repr(method))
+    if method not in METHODS:
+        require(False, "method", "one of " + ", ".join(METHODS), repr(method))
     require(math.isfinite(reach) or box.shape[0] == 0, "box", "none with an infinite reach (all pairs)", "a box")
 
 
 def _check_box_shape(positions: Tensor, box: Tensor) -> None:
     check_tensor(box, "box", ("boxes", 3, 3), dtypes=(torch.float64,), like=("positions", positions))
-    require(box.shape[0] in (0, 1, positions.shape[0]), "box", f"0, 1 or {positions.shape[0]} boxes", box.shape[0])
+    if box.shape[0] not in (0, 1, positions.shape[0]):
+        require(False, "box", f"0, 1 or {positions.shape[0]} boxes", box.shape[0])
 
 
 def _refuse(positions: Tensor, node: int) -> None:
