@@ -193,6 +193,16 @@ std::pair<std::int64_t, double> inverse_boxes(std::int64_t n, Address box, Addre
   return {call.first_bad, call.width};
 }
 
+// Asks for large pages under a large array about to be written for the first time: taking 4 KiB at a time from the
+// kernel can take longer than the search. A hint; the whole large pages inside the array only.
+void prefer_large_pages(Address start, std::size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr Address page = Address(2) << 20;
+  const Address first = (start + page - 1) / page * page, last = (start + bytes) / page * page;
+  if (start && first + 2 * page <= last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
 // Returns the search for neighbor_list_fill, and the number of edges or -1 - node for the first node whose position
 // cannot be used.
 template <typename T>
@@ -212,16 +222,6 @@ std::pair<std::unique_ptr<Search<T>>, std::int64_t> neighbor_list_count(
   DIFFMD_CALL(neighbor_list_count<T>(call, &bad));
   const std::int64_t n_edges = bad >= 0 ? -1 - bad : call.row_ptr[call.n_nodes()];
   return {std::move(search), n_edges};
-}
-
-// Asks for large pages under a large array about to be written for the first time: taking 4 KiB at a time from the
-// kernel can take longer than the search. A hint; the whole large pages inside the array only.
-void prefer_large_pages(Address start, std::size_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr Address page = Address(2) << 20;
-  const Address first = (start + page - 1) / page * page, last = (start + bytes) / page * page;
-  if (start && first + 2 * page <= last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
 }
 
 template <typename T>
