@@ -60,12 +60,22 @@ DIFFMD_INLINE int lowest_bit(unsigned mask) { return count_bits((mask & (0u - ma
 #endif
 
 typedef std::int32_t Numbers __attribute__((vector_size(kRegisterBytes)));
+typedef std::int16_t ShortNumbers __attribute__((vector_size(kRegisterBytes)));
 
 // count + (number < bound), lane by lane.
-DIFFMD_INLINE Numbers count_less(Numbers count, std::int32_t number, Numbers bound) {
+DIFFMD_INLINE Numbers count_less(Numbers count, Numbers number, Numbers bound) {
 #if defined(__AVX512F__)
   const __m512i old = (__m512i)count, one = _mm512_set1_epi32(1);
-  return (Numbers)_mm512_mask_add_epi32(old, _mm512_cmplt_epi32_mask(_mm512_set1_epi32(number), (__m512i)bound), old, one);
+  return (Numbers)_mm512_mask_add_epi32(old, _mm512_cmplt_epi32_mask((__m512i)number, (__m512i)bound), old, one);
+#else
+  return count - (number < bound);
+#endif
+}
+
+DIFFMD_INLINE ShortNumbers count_less(ShortNumbers count, ShortNumbers number, ShortNumbers bound) {
+#if defined(__AVX512F__)
+  const __m512i old = (__m512i)count, one = _mm512_set1_epi16(1);
+  return (ShortNumbers)_mm512_mask_add_epi16(old, _mm512_cmplt_epi16_mask((__m512i)number, (__m512i)bound), old, one);
 #else
   return count - (number < bound);
 #endif

@@ -217,19 +217,24 @@ template <typename T> struct Counter {
   }
 };
 
-// sorted[k] = which of n distinct numbers is the k-th smallest. Up to kRanked numbers by counting the smaller ones,
-// which vectorizes; `number` is written up to four registers and `sorted` one place behind the last.
-constexpr int kRanked = 128, kGroup = 4;
-void sort_by_rank(std::int32_t* number, int n, std::int32_t* sorted) {
-  for (int i = n; i < n + kGroup * kLanes; ++i) number[i] = 0x7fffffff;  // their rank is n
-  for (int i = 0; i < n; i += kGroup * kLanes) {
-    Numbers mine[kGroup], rank[kGroup] = {};
+// sorted[k] = which of n distinct numbers below the largest of their type is the k-th smallest. Up to kRanked numbers
+// by counting the smaller ones, which vectorizes, the more the shorter they are. `number` is written up to kGroup
+// places and `sorted` one place behind the last.
+constexpr int kRanked = 128, kGroup = 4 * kLanes;
+
+template <typename Number> void sort_by_rank(Number* number, int n, std::int32_t* sorted) {
+  typedef Number Register __attribute__((vector_size(kRegisterBytes)));
+  constexpr int n_registers = kGroup * sizeof(Number) / kRegisterBytes;
+  constexpr Number largest = sizeof(Number) == 2 ? 0x7fff : 0x7fffffff;
+  for (int i = n; i < n + kGroup; ++i) number[i] = largest;  // their rank is n
+  for (int i = 0; i < n; i += kGroup) {
+    Register mine[n_registers], rank[n_registers] = {};
     memcpy(mine, number + i, sizeof mine);
     for (int j = 0; j < n; ++j)
-      for (int g = 0; g < kGroup; ++g) rank[g] = count_less(rank[g], number[j], mine[g]);
-    std::int32_t ranks[kGroup * kLanes];
+      for (int g = 0; g < n_registers; ++g) rank[g] = count_less(rank[g], Register{} + number[j], mine[g]);
+    Number ranks[kGroup];
     memcpy(ranks, rank, sizeof ranks);
-    for (int lane = 0; lane < kGroup * kLanes && i + lane < n; lane += 4)
+    for (int lane = 0; lane < kGroup && i + lane < n; lane += 4)
       for (int k = 0; k < 4; ++k) sorted[ranks[lane + k]] = i + lane + k;
   }
 }
@@ -238,7 +243,7 @@ void sort_by_rank(std::int32_t* number, int n, std::int32_t* sorted) {
 void sort_by_merging(std::int32_t* number, int n, std::int32_t* sorted, std::uint64_t* from, std::uint64_t* to) {
   for (int piece = 0; piece < n; piece += kRanked) {
     const int size = n - piece < kRanked ? n - piece : kRanked;
-    std::int32_t copy[kRanked + kGroup * kLanes], order[kRanked + 1];
+    std::int32_t copy[kRanked + kGroup], order[kRanked + 1];
     for (int i = 0; i < size; ++i) copy[i] = number[piece + i];
     sort_by_rank(copy, size, order);
     for (int i = 0; i < size; ++i)
@@ -312,6 +317,7 @@ template <typename T> struct Filler {
   bool good;
   char* memory;
   std::int32_t *found, *number, *sorted;  // candidates in a row, their nodes, and which come first
+  std::int16_t* brief;                    // the nodes in 16 bits
   Edges<T> edges;
   std::uint64_t* keys[2];
 
@@ -331,44 +337,37 @@ template <typename T> struct Filler {
 
   std::size_t partition(std::int64_t longest, char* base) {
     Arena scratch{base};
-    const std::int64_t room = longest + kGroup * kLanes + 1;  // itself is found, too
+    const std::int64_t room = longest + kGroup + 1;  // itself is found, too
     found = scratch.take<std::int32_t>(room);
     number = scratch.take<std::int32_t>(room);
     sorted = scratch.take<std::int32_t>(room);
+    brief = scratch.take<std::int16_t>(room);
     for (int k = 0; k < 3; ++k) edges.s[k] = scratch.take<std::int32_t>(room), edges.x[k] = scratch.take<T>(room);
     for (int k = 0; k < 2; ++k) keys[k] = scratch.take<std::uint64_t>(longest > kRanked ? room : 0);
     return scratch.used;
   }
 
-  // Rows are written in the order of the cells, which may be any order in memory.
-  void prefetch(std::int32_t place) const {
-#if defined(__GNUC__)
-    const std::int64_t node = parts.node[place], begin = call.row_ptr[node], n = call.row_ptr[node + 1] - begin;
-    for (std::int64_t e = 0; e < n; e += 16) {
-      __builtin_prefetch(call.col + begin + e, 1);
-      if (call.distances) __builtin_prefetch(call.distances + begin + e, 1);
-      for (int k = 0; call.shift && k < 3; ++k) __builtin_prefetch(call.shift + 3 * (begin + e) + 16 * k, 1);
-    }
-#endif
-  }
-
   void visit(const Search<T>& search) {
     const Candidates<T>& candidates = search.candidates;
-    if (search.place + 1 < parts.n_nodes) prefetch(search.place + 1);
     int hits = 0, n = 0;
     for (std::int32_t first = 0; first < candidates.size; first += kLanes) {
       const unsigned mask = search.examine(first);
       append_lanes(found + hits, first, mask);
       hits += count_bits(mask);
     }
+    // Nodes of a replica of fewer than 2^16 atoms fit in 16 bits, counted from the middle.
+    const std::int32_t middle = std::int32_t(parts.atoms[search.place].node / call.n_atoms * call.n_atoms) + (1 << 15);
+    const bool fits = call.n_atoms < 1 << 16;
     for (int i = 0; i < hits; ++i) {
       const std::int32_t candidate = found[i];
       found[n] = candidate;
       number[n] = candidates.node[candidate];
+      brief[n] = std::int16_t(fits ? number[n] - middle : 0);
       n += candidate != search.itself;
     }
-    if (n <= kRanked) sort_by_rank(number, n, sorted);
-    else sort_by_merging(number, n, sorted, keys[0], keys[1]);
+    if (n > kRanked) sort_by_merging(number, n, sorted, keys[0], keys[1]);
+    else if (fits) sort_by_rank(brief, n, sorted);
+    else sort_by_rank(number, n, sorted);
     write(n, search);
   }
 
