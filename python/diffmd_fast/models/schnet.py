@@ -17,15 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _C, ops
+from .. import ops
 from ..backend import current_backend, in_transform
 from ..errors import InputError, check_integer, check_number, check_tensor, require
 from ..ops.spline_conv import MAX_KNOTS
 from .energy import Energy
+from .folded import FoldedSchNet
 
 ALL_PAIRS_LIMIT = 64  # atoms up to which every pair is an edge; above, edges come from a list within the cutoff
-FEATURE_MULTIPLE = 16  # csrc/schnet.hpp: kFeatureMultiple
-MATRICES = ("project", "first", "second", "readout")
 SPRING_FADE = 0.05  # nm; springs describe small fluctuations only, so they fade at noise levels above this
 TORSION_FADE = 0.02  # nm; noise above this bends bond angles straight, where a torsion has no meaning and its slope
                      # is huge: single frames would dominate the loss and kick reverse diffusion
@@ -187,7 +186,7 @@ class SchNet(Energy):
         heads = self._noise_heads(noise)
         h = self.embedding[self.type_index] + heads[0][:, None]
         if len(self.torsions):
-            h = h + _torsion_weight(noise)[:, None, None] * self._torsion_features(positions)
+            h = h + self._torsion_weight(noise)[:, None, None] * self._torsion_features(positions)
         neighbors = self._pairs(positions)
         for b, block in enumerate(self.blocks):
             coefficients = block.coefficients(self.radial_basis) * self.keep
@@ -205,6 +204,11 @@ class SchNet(Energy):
         centres = torch.linspace(0, 1, 16, dtype=noise.dtype, device=noise.device)
         features = _gaussians((place[:, None] - centres) * 15)
         return self.noise_heads(self.noise_embedding(features)).chunk(2 * self.n_blocks + 3, dim=-1)
+
+    @staticmethod
+    def _torsion_weight(noise: Tensor) -> Tensor:
+        """How far torsions count at each noise level: 1 where there is none, 0.25 at 0.02 nm, 0.02 at 0.05 nm."""
+        return (TORSION_FADE**2 / (TORSION_FADE**2 + noise**2)) ** 2
 
     def _torsion_features(self, positions: Tensor) -> Tensor:
         angles = ops.torsions(positions, self.quadruples)  # [R, T, 2]
@@ -324,67 +328,6 @@ class SchNet(Energy):
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without what is kept between calls, which belongs to this object's memory."""
         return {**self.__dict__, "_neighbors": None, "_folded": None}
-
-
-class FoldedSchNet:
-    """A SchNet at one noise level: gates multiplied into weights, shifts added to biases, filters as coefficients.
-
-    Weights are stored [in, out] and again transposed, since the backward pass multiplies by the transpose.
-    """
-
-    def __init__(self, model: SchNet, noise_level: float, dtype: torch.dtype):
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # it is kept, and used outside of an autocast
-            noise = torch.tensor([noise_level], dtype=model.embedding.dtype)
-            heads = [head[0] for head in model._noise_heads(noise)]
-            spring, centre = model._spring_stiffness(noise.double())
-            weights = {"embedding": model.embedding[model.type_index] + heads[0],
-                       "torsion_weights": model.torsion_weights[model.torsion_index] * _torsion_weight(noise)}
-            stacked: dict[str, list[Tensor]] = {name: [] for name in ("project", "coefficients", "first", "first_bias",
-                                                                      "second", "second_bias")}
-            for b, block in enumerate(model.blocks):
-                gate, shift = heads[1 + 2 * b], heads[2 + 2 * b]
-                stacked["project"].append(block.project.weight.T)
-                stacked["coefficients"].append(block.coefficients(model.radial_basis) * model.keep)
-                stacked["first"].append((block.first.weight * (1 + gate)).T)
-                stacked["first_bias"].append(block.first.bias + shift)
-                stacked["second"].append(block.second.weight.T)
-                stacked["second_bias"].append(block.second.bias)
-            weights.update({name: torch.stack(values) for name, values in stacked.items()})
-            weights["readout"] = model.readout_in.weight.T
-            weights["readout_bias"] = model.readout_in.bias + heads[-1]
-            weights["readout_out"] = model.readout_out * (1 + heads[-2])
-            weights = {name: _pad(value, 2 if name in MATRICES else 1) for name, value in weights.items()}
-            for name in MATRICES:
-                weights[name + "_transposed"] = weights[name].mT
-            weights["spring_stiffness"], weights["spring_mean"] = spring[0], model.spring_mean
-            self.tensors = {name: value.detach().to(dtype).contiguous() for name, value in weights.items()}
-            self.tensors.update(quadruples=model.quadruples.contiguous(), spring_pairs=model.spring_pairs.contiguous())
-        self.sizes = (model.n_atoms, weights["readout_out"].shape[0], model.n_blocks, model.n_knots + 3,
-                      len(model.torsions), len(model.springs["pairs"]))
-        self.cutoff = model.cutoff
-        self.centre_stiffness = float(centre[0]) if model.spread is not None else 0.0
-        self.name = f"schnet_{ops._library.NATIVE_DTYPES[dtype]}"
-
-    def run(self, positions: Tensor, energy: Tensor, score: Tensor | None) -> None:
-        """Fill ``energy`` [replicas] and ``score`` [replicas, atoms, 3] (None: only the energy, at half the cost).
-
-        All contiguous, of the folded dtype and on the CPU.
-        """
-        addresses = {name: tensor.data_ptr() for name, tensor in self.tensors.items()}
-        getattr(_C, self.name)(positions.shape[0], *self.sizes, self.cutoff, self.centre_stiffness, addresses,
-                               positions.data_ptr(), energy.data_ptr(), 0 if score is None else score.data_ptr(),
-                               ops.get_num_threads())
-
-
-def _pad(weight: Tensor, n_axes: int) -> Tensor:
-    """``weight`` with its last axes, all of n_features, padded by zeros to what csrc/schnet.hpp works in."""
-    missing = -weight.shape[-1] % FEATURE_MULTIPLE
-    return nn.functional.pad(weight, (0, missing) * n_axes)
-
-
-def _torsion_weight(noise: Tensor) -> Tensor:
-    """How far torsions count at each noise level: 1 where there is none, 0.25 at 0.02 nm, 0.02 at 0.05 nm."""
-    return (TORSION_FADE**2 / (TORSION_FADE**2 + noise**2)) ** 2
 
 
 def _gaussians(x: Tensor) -> Tensor:
