@@ -24,7 +24,8 @@ template <typename T> struct Residents {
   std::int64_t first, count, n_alive;
 
   Residents(const ResidentSampler<T>& call, std::int64_t first, std::int64_t count)
-      : call(call), positions(const_cast<T*>(call.model.positions)), first(first), count(count), n_alive(0) {
+      : call(call), positions(const_cast<T*>(call.model.positions)),  // const to the evaluation, ours to move
+        first(first), count(count), n_alive(0) {
     for (std::int64_t r = first; r < first + count; ++r) n_alive += call.loss[r] == kAlive;
   }
 
@@ -69,8 +70,8 @@ template <typename T> struct Residents {
     const T* x = positions + r * width();
     for (std::int64_t p = 0; p < call.n_pairs; ++p) {
       const T *a = x + 3 * call.pairs[2 * p], *b = x + 3 * call.pairs[2 * p + 1];
-      const T d[3] = {a[0] - b[0], a[1] - b[1], a[2] - b[2]};
-      const double distance = double(sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2]));
+      const double d[3] = {double(a[0] - b[0]), double(a[1] - b[1]), double(a[2] - b[2])};
+      const double distance = sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2]);
       if (!(distance >= call.lowest[p] && distance <= call.highest[p])) return false;
     }
     return true;

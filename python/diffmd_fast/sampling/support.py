@@ -112,4 +112,5 @@ class Support:
         return f"energy is {energy.item():.4g} kT0, training range {self._energy[0]:.4g} to {self._energy[1]:.4g} kT0"
 
     def _distances(self, positions: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(positions[:, self._i] - positions[:, self._j], dim=-1)
+        # In double, as csrc/resident_sampler.cpp does: both loops then lose a replica at the same step.
+        return torch.linalg.vector_norm((positions[:, self._i] - positions[:, self._j]).double(), dim=-1)
