@@ -37,9 +37,10 @@ lint:             ## style of Python and C++
 	$(BIN)/python -m pip install -q -c constraints.txt ruff
 	$(BIN)/ruff check python tests benchmarks examples scripts kernels
 
-bench: setup      ## every operation, fast against reference, into benchmarks/.asv
-	$(BIN)/python -m pip install -q -c constraints.txt asv virtualenv
+bench: setup      ## every operation against reference and peers; the figures go into docs/performance.md
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[bench]'
 	cd benchmarks && ../$(BIN)/asv machine --yes && ../$(BIN)/asv run --python=same --set-commit-hash $$(git rev-parse HEAD) --show-stderr
+	$(BIN)/python benchmarks/summary.py
 
 dashboard:        ## the static site of all benchmark results, in benchmarks/.asv/html
 	cd benchmarks && ../$(BIN)/asv publish
