@@ -106,7 +106,7 @@ def document(results: Results) -> str:
     cpu = f"{results.machine.get('cpu', 'unknown processor')}, {results.machine.get('num_cpu', '?')} cores"
     lines = [BEGIN, "",
              f"`make bench` of {results.date} at commit {results.commit} on: {cpu}. One thread and medians unless "
-             "said; denormals flushed on both sides; each ratio from alternating or successive calls in one process. In "
+             "said; denormals flushed on both sides; ratios from alternating or successive calls in one process. In "
              f"that run the machine gave {number(results(MATMUL))} GFLOP/s in `torch.mm` of 1408×64×64 and "
              f"{number(results(COPY))} GB/s in `torch.add` of two arrays into a third, one thread each.", "",
              "| work | measured | asked for | |", "|---|---|---|---|"]
