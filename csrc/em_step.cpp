@@ -29,17 +29,12 @@ DIFFMD_INLINE void step_register(const Rows<T>& rows, const std::uint32_t (*word
   for (int k = 0; k < 4; ++k) of_sites[k] = load_words<T>(words[k] + site);
   Pack<T> x, y, z;
   normals_of<T>(of_sites, &x, &y, &z);
-  const Pack<T> noise[3] = {in_memory_order<T, 0>(x, y, z), in_memory_order<T, 1>(x, y, z),
-                            in_memory_order<T, 2>(x, y, z)};
-  Pack<T> drifts[3] = {drift, drift, drift}, amplitudes[3] = {amplitude, amplitude, amplitude};
+  Pack<T> noise[3], drifts[3] = {drift, drift, drift}, amplitudes[3] = {amplitude, amplitude, amplitude};
+  in_memory_order<T>(x, y, z, noise);
   if constexpr (per_site) {
     const Pack<T> d = load(values->drift + site), a = load(values->amplitude + site);
-    drifts[0] = in_memory_order<T, 0>(d, d, d);
-    drifts[1] = in_memory_order<T, 1>(d, d, d);
-    drifts[2] = in_memory_order<T, 2>(d, d, d);
-    amplitudes[0] = in_memory_order<T, 0>(a, a, a);
-    amplitudes[1] = in_memory_order<T, 1>(a, a, a);
-    amplitudes[2] = in_memory_order<T, 2>(a, a, a);
+    in_memory_order<T>(d, d, d, drifts);
+    in_memory_order<T>(a, a, a, amplitudes);
   }
 #pragma GCC unroll 3
   for (int i = 0; i < 3; ++i) {

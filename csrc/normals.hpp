@@ -105,6 +105,12 @@ template <typename T> DIFFMD_INLINE Bits<T> load_words(const std::uint32_t* word
 DIFFMD_INLINE Words all_bits_where_at_least(Words word, std::uint32_t bound) { return word >= bound ? ~0u : 0u; }
 #endif
 
+template <typename T> DIFFMD_INLINE void in_memory_order(Pack<T> x, Pack<T> y, Pack<T> z, Pack<T> (&out)[3]) {
+  out[0] = in_memory_order<T, 0>(x, y, z);
+  out[1] = in_memory_order<T, 1>(x, y, z);
+  out[2] = in_memory_order<T, 2>(x, y, z);
+}
+
 template <typename T> DIFFMD_INLINE Pack<T> square_root(Pack<T> x) {
   T lane[Simd<T>::lanes];
   memcpy(lane, &x, sizeof x);
