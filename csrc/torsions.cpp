@@ -164,6 +164,7 @@ template <typename T> void double_backward_piece(const Piece<T>& piece) {
 }
 
 template <typename T> void each_piece(const Torsions<T>& call, void (*work)(const Piece<T>&)) {
+  if (call.n_atoms == 0) return;  // no torsions, nothing to clear; and the replicas of such a tensor cost no memory
   const std::int64_t n_pieces = (call.n_replicas + kReplicas - 1) / kReplicas;
 #pragma omp parallel for schedule(static) num_threads(call.n_threads) \
     if (call.n_threads > 1 && call.n_replicas * call.n_torsions > 2048)
