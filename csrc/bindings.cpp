@@ -308,6 +308,11 @@ py::dict build_info() {
   info["openmp"] = false;
   info["openmp_threads"] = 1;
 #endif
+#ifdef DIFFMD_SANITIZED
+  info["sanitized"] = true;
+#else
+  info["sanitized"] = false;
+#endif
   py::list compiled, usable;
   compiled.append("baseline");
 #ifdef DIFFMD_HAS_avx2
