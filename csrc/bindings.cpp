@@ -176,6 +176,12 @@ int spline_conv_double_backward(DIFFMD_SPLINE_GRAPH, Address grad, Address along
   return status;
 }
 
+template <typename T>
+void edge_offsets(std::int64_t n_edges, Address shift, Address box, Address offsets, int n_threads) {
+  const diffmd::EdgeOffsets<T> call{n_edges, at<std::int32_t>(shift), at<double>(box), at<T>(offsets), n_threads};
+  DIFFMD_CALL(edge_offsets<T>(call));
+}
+
 // ---- neighbor_list --------------------------------------------------------------------------------------
 // A NeighborSearch in the order of csrc/neighbor_list.hpp; Python keeps it between count and fill.
 diffmd::NeighborSearch neighbor_search(std::int64_t n_replicas, std::int64_t n_atoms, Address box, Address inverse,
@@ -358,6 +364,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("spline_conv_backward_float64", &spline_conv_backward<double>);
   m.def("spline_conv_double_backward_float32", &spline_conv_double_backward<float>);
   m.def("spline_conv_double_backward_float64", &spline_conv_double_backward<double>);
+
+  m.def("edge_offsets_float32", &edge_offsets<float>);
+  m.def("edge_offsets_float64", &edge_offsets<double>);
 
   // torsions: arguments in the order of csrc/torsions.hpp
   m.def("torsions_float32", &torsions<float, Order::value>);

@@ -233,8 +233,10 @@ template <typename T> void find_angles(const SchNet<T>& call, const T* x, T* ang
   }
 }
 
-// Springs and the pull to the centre: energy returned, gradient added.
-template <typename T> double add_springs(const SchNet<T>& call, const T* x, T* gradient) {
+// Springs and the pull to the centre: energy returned, gradient added. The two do not overlap; not told so, GCC makes a
+// vector and a scalar copy that round differently and picks one by their distance, which depends on the batch.
+template <typename T>
+double add_springs(const SchNet<T>& call, const T* DIFFMD_RESTRICT x, T* DIFFMD_RESTRICT gradient) {
   double energy = 0.0;
   for (std::int64_t s = 0; s < call.n_springs; ++s) {
     const std::int64_t i = 3 * call.spring_pairs[2 * s], j = 3 * call.spring_pairs[2 * s + 1];
