@@ -2,14 +2,21 @@
 // Python (diffmd_fast/ops) has checked shapes, dtypes and devices before it calls; addresses come as integers
 // (tensor.data_ptr()), 0 for "not asked for". The GIL is released while a kernel runs.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
+#include <array>
+#include <memory>
 #include <new>
 #include <string>
+#include <utility>
 
 #include "em_step.hpp"
 #include "neighbor_list.hpp"
@@ -18,6 +25,7 @@
 #include "schnet.hpp"
 #include "spline_conv.hpp"
 #include "torsions.hpp"
+#include "verlet_list.hpp"
 
 namespace py = pybind11;
 using Address = std::uintptr_t;
@@ -183,42 +191,74 @@ void edge_offsets(std::int64_t n_edges, Address shift, Address box, Address offs
 }
 
 // ---- neighbor_list --------------------------------------------------------------------------------------
-// A NeighborSearch in the order of csrc/neighbor_list.hpp; Python keeps it between count and fill.
-diffmd::NeighborSearch neighbor_search(std::int64_t n_replicas, std::int64_t n_atoms, Address box, Address inverse,
-                                       bool box_per_replica, double reach, std::int64_t max_cells,
-                                       Address coordinates, Address sorted, Address order, Address wraps,
-                                       Address first, Address cells, Address grid, Address row_ptr,
-                                       int n_threads) {
-  return {n_replicas, n_atoms, at<double>(box), at<double>(inverse), box_per_replica, reach, max_cells,
-          at<double>(coordinates), at<double>(sorted), at<std::int32_t>(order), at<std::int32_t>(wraps),
-          at<std::int32_t>(first), at<std::int32_t>(cells), at<double>(grid), at<std::int64_t>(row_ptr),
-          nullptr, nullptr, nullptr, n_threads};
+// A NeighborSearch in the order of csrc/neighbor_list.hpp; Python keeps it, and what it points to, between count and
+// fill. Scratch belongs to the object.
+template <typename T> struct Search {
+  diffmd::NeighborSearch<T> call;
+  std::unique_ptr<char[]> scratch;
+};
+
+// (first bad box or -1, smallest perpendicular width); see csrc/neighbor_list.hpp.
+std::pair<std::int64_t, double> inverse_boxes(std::int64_t n, Address box, Address inverse) {
+  diffmd::Boxes call{n, at<double>(box), at<double>(inverse), -1, 0};
+  DIFFMD_CALL(inverse_boxes(call));
+  return {call.first_bad, call.width};
 }
 
-// Returns the first node whose position cannot be used, or -1.
-template <typename T> std::int64_t neighbor_list_count(const diffmd::NeighborSearch& call, Address positions) {
+// Returns the search for neighbor_list_fill, and the number of edges or -1 - node for the first node whose position
+// cannot be used.
+template <typename T>
+std::pair<std::unique_ptr<Search<T>>, std::int64_t> neighbor_list_count(
+    std::int64_t n_replicas, std::int64_t n_atoms, Address positions, Address box, Address inverse,
+    bool box_per_replica, double reach, bool cells, Address row_ptr, int n_threads) {
+  auto search = std::make_unique<Search<T>>();
+  diffmd::NeighborSearch<T>& call = search->call;
+  call = {n_replicas, n_atoms, at<T>(positions), at<double>(box), at<double>(inverse), box_per_replica, reach, cells,
+          nullptr, at<std::int64_t>(row_ptr), nullptr, nullptr, nullptr, nullptr, nullptr, n_threads};
+  std::size_t bytes = 0;
+  DIFFMD_CALL(neighbor_scratch_bytes<T>(call, &bytes));
+  constexpr std::size_t line = 64;  // each part of the scratch starts on a cache line
+  search->scratch.reset(new char[bytes + line]);
+  call.scratch = search->scratch.get() + (line - reinterpret_cast<Address>(search->scratch.get()) % line);
   std::int64_t bad = -1;
-  DIFFMD_CALL(neighbor_list_count<T>(call, at<T>(positions), &bad));
-  return bad;
+  DIFFMD_CALL(neighbor_list_count<T>(call, &bad));
+  const std::int64_t n_edges = bad >= 0 ? -1 - bad : call.row_ptr[call.n_nodes()];
+  return {std::move(search), n_edges};
 }
 
-void neighbor_list_fill(diffmd::NeighborSearch call, Address col, Address shift, Address reverse) {
-  call.col = at<std::int32_t>(col);
-  call.shift = at<std::int32_t>(shift);
-  call.reverse = at<std::int64_t>(reverse);
-  DIFFMD_CALL(neighbor_list_fill(call));
+// Asks for large pages under a large array about to be written for the first time: taking 4 KiB at a time from the
+// kernel can take longer than the search. A hint; the whole large pages inside the array only.
+void prefer_large_pages(Address start, std::size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr Address page = Address(2) << 20;
+  const Address first = (start + page - 1) / page * page, last = (start + bytes) / page * page;
+  if (start && first + 2 * page <= last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+template <typename T>
+void neighbor_list_fill(Search<T>& search, Address col, Address shift, Address reverse, Address vectors,
+                        Address distances) {
+  search.call.col = at<std::int32_t>(col);
+  search.call.shift = at<std::int32_t>(shift);
+  search.call.reverse = at<std::int64_t>(reverse);
+  search.call.vectors = at<T>(vectors);
+  search.call.distances = at<T>(distances);
+  const std::size_t n_edges = std::size_t(search.call.row_ptr[search.call.n_nodes()]);
+  prefer_large_pages(col, n_edges * sizeof(std::int32_t));
+  prefer_large_pages(shift, n_edges * 3 * sizeof(std::int32_t));
+  prefer_large_pages(reverse, n_edges * sizeof(std::int64_t));
+  prefer_large_pages(vectors, n_edges * 3 * sizeof(T));
+  prefer_large_pages(distances, n_edges * sizeof(T));
+  bool enough_memory = true;
+  DIFFMD_CALL(neighbor_list_fill<T>(search.call, &enough_memory));
+  if (!enough_memory) throw std::bad_alloc();
 }
 
 void neighbor_list_all_pairs(std::int64_t n_replicas, std::int64_t n_atoms, Address row_ptr, Address col,
                              Address reverse, int n_threads) {
-  diffmd::NeighborSearch call{};
-  call.n_replicas = n_replicas;
-  call.n_atoms = n_atoms;
-  call.row_ptr = at<std::int64_t>(row_ptr);
-  call.col = at<std::int32_t>(col);
-  call.reverse = at<std::int64_t>(reverse);
-  call.n_threads = n_threads;
-  DIFFMD_CALL(neighbor_list_all_pairs(call));
+  DIFFMD_CALL(neighbor_list_all_pairs(n_replicas, n_atoms, at<std::int64_t>(row_ptr), at<std::int32_t>(col),
+                                      at<std::int64_t>(reverse), n_threads));
 }
 
 // Returns false when the rows do not cover the edges or an edge points outside of the positions.
@@ -233,6 +273,39 @@ bool neighbor_vectors(std::int64_t n_replicas, std::int64_t n_atoms, std::int64_
                                         n_threads};
   DIFFMD_CALL(neighbor_vectors<T>(call));
   return consistent;
+}
+
+// ---- verlet_list ----------------------------------------------------------------------------------------
+template <typename T>
+void largest_moves(std::int64_t n_replicas, std::int64_t n_atoms, Address positions, Address anchors,
+                   Address transform, Address furthest, int n_threads) {
+  const std::int64_t n_pieces = (n_atoms + diffmd::Moves<T>::kPiece - 1) / diffmd::Moves<T>::kPiece;
+  const std::unique_ptr<double[]> pieces(new double[std::size_t(2 * n_replicas * n_pieces)]);
+  const diffmd::Moves<T> call{n_replicas, n_atoms, at<T>(positions), at<T>(anchors), at<double>(transform),
+                              pieces.get(), at<double>(furthest), n_threads};
+  DIFFMD_CALL(largest_moves<T>(call));
+}
+
+// Lists come as the addresses of row_ptr, col, shift, reverse.
+using ListAddresses = std::array<Address, 4>;
+diffmd::Rows rows_at(const ListAddresses& list) {
+  return {at<std::int64_t>(list[0]), at<std::int32_t>(list[1]), at<std::int32_t>(list[2]), at<std::int64_t>(list[3])};
+}
+
+// Returns the number of edges.
+std::int64_t splice_count(std::int64_t n_replicas, std::int64_t n_atoms, Address source, const ListAddresses& kept,
+                          const ListAddresses& fresh, Address row_ptr) {
+  const diffmd::Splice call{n_replicas, n_atoms, at<std::int64_t>(source), rows_at(kept), rows_at(fresh),
+                            rows_at({row_ptr, 0, 0, 0}), 1};
+  DIFFMD_CALL(splice_count(call));
+  return call.out.row_ptr[n_replicas * n_atoms];
+}
+
+void splice_fill(std::int64_t n_replicas, std::int64_t n_atoms, Address source, const ListAddresses& kept,
+                 const ListAddresses& fresh, const ListAddresses& out, int n_threads) {
+  const diffmd::Splice call{n_replicas, n_atoms, at<std::int64_t>(source), rows_at(kept), rows_at(fresh),
+                            rows_at(out), n_threads};
+  DIFFMD_CALL(splice_fill(call));
 }
 
 // ---- schnet ---------------------------------------------------------------------------------------------
@@ -347,15 +420,23 @@ PYBIND11_MODULE(_C, m) {
   m.def("em_step_float32", &em_step<float>);
   m.def("em_step_float64", &em_step<double>);
 
-  // neighbor_list: neighbor_search describes a call, count writes its row_ptr, fill the rest
-  py::class_<diffmd::NeighborSearch>(m, "NeighborSearch");
-  m.def("neighbor_search", &neighbor_search);
+  // neighbor_list: count begins a search and writes its row_ptr, fill the rest
+  m.def("inverse_boxes", &inverse_boxes);
+  py::class_<Search<float>>(m, "NeighborSearchFloat32");
+  py::class_<Search<double>>(m, "NeighborSearchFloat64");
   m.def("neighbor_list_count_float32", &neighbor_list_count<float>);
   m.def("neighbor_list_count_float64", &neighbor_list_count<double>);
-  m.def("neighbor_list_fill", &neighbor_list_fill);
+  m.def("neighbor_list_fill_float32", &neighbor_list_fill<float>);
+  m.def("neighbor_list_fill_float64", &neighbor_list_fill<double>);
   m.def("neighbor_list_all_pairs", &neighbor_list_all_pairs);
   m.def("neighbor_vectors_float32", &neighbor_vectors<float>);
   m.def("neighbor_vectors_float64", &neighbor_vectors<double>);
+
+  // verlet_list
+  m.def("largest_moves_float32", &largest_moves<float>);
+  m.def("largest_moves_float64", &largest_moves<double>);
+  m.def("splice_count", &splice_count);
+  m.def("splice_fill", &splice_fill);
 
   // spline_conv: the graph in the order of csrc/spline_conv.hpp, then what each call adds to it
   m.def("spline_conv_float32", &spline_conv<float>);

@@ -81,13 +81,16 @@ def check_tensor(value: Any, argument: str, shape: tuple, *, dtypes: tuple | Non
     """
     import torch
 
+    allowed = dtypes or (torch.float32, torch.float64)
+    fits = isinstance(value, torch.Tensor) and value.dim() == len(shape) and all(
+        [isinstance(want, str) or want == have for want, have in zip(shape, value.shape)])
+    if fits and value.dtype in allowed and (like is None or (
+            value.device == like[1].device and (dtypes is not None or value.dtype == like[1].dtype))):
+        return  # before any message is put together: operators are called often
     wanted = "[" + ", ".join(str(s) for s in shape) + "]"
     if not isinstance(value, torch.Tensor):
         raise InputError(f"{argument}: expected a torch.Tensor of shape {wanted}, got {type(value).__name__}")
-    fits = value.dim() == len(shape) and all(
-        isinstance(want, str) or want == have for want, have in zip(shape, value.shape))
     require(fits, argument, f"shape {wanted}", f"shape {list(value.shape)}")
-    allowed = dtypes or (torch.float32, torch.float64)
     names = " or ".join(str(d).removeprefix("torch.") for d in allowed)
     require(value.dtype in allowed, argument, f"dtype {names}", f"dtype {str(value.dtype).removeprefix('torch.')}")
     if like is not None:

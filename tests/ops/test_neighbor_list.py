@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.spatial import cKDTree
 
-from diffmd_fast import InputError, ops, reference, set_num_threads
-from diffmd_fast.reference.neighbor_list import edge_vectors, neighbor_list_core
+from diffmd_fast import _C, InputError, ops, reference, set_num_threads
+from diffmd_fast.reference.neighbor_list import edge_vectors, inverse_boxes, neighbor_list_core
 
-from .common import SIMD_LEVELS, opcheck, simd_level
+from .common import SIMD_LEVELS, assert_float64_rule, opcheck, simd_level
 
 INF = math.inf
 NO_BOX = torch.zeros(0, 3, 3, dtype=torch.float64)
@@ -172,6 +172,117 @@ def test_reverse_and_order(rng, box, cutoff, shape):
     assert (key[1:] > key[:-1]).all()
 
 
+@pytest.mark.parametrize("level", SIMD_LEVELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n_atoms", [1, 2, 7, 8, 9, 15, 16, 17, 22, 31, 32, 33, 48, 49, 63, 64, 65, 80, 129])
+def test_every_number_of_registers(rng, level, dtype, n_atoms):
+    """Molecules around the sizes where the native code takes one more register, full, half full and nearly empty."""
+    positions = fluid(rng, 3, n_atoms, dtype=dtype)
+    with simd_level(level):
+        for reach in (0.6, 1.3, 1e3):
+            got = torch.ops.diffmd_fast.neighbor_list_and_vectors(positions, NO_BOX, reach, "auto", True, True)
+            assert_same(got, neighbor_list_core(positions, NO_BOX, reach), f"reach {reach}")
+            vectors, distances = torch.ops.diffmd_fast.neighbor_vectors(positions, NO_BOX, *got[:3])
+            assert torch.equal(got[4], vectors) and torch.equal(got[5], distances)
+
+
+@pytest.mark.parametrize("level", SIMD_LEVELS)
+def test_pairs_at_the_cutoff_itself(level):
+    """A lattice with thousands of pairs at exactly the cutoff, and one rounding to either side of it."""
+    axis = torch.arange(8, dtype=torch.float32) * 0.25
+    lattice = torch.cartesian_prod(axis, axis, axis)[None]
+    open_space = torch.cat([lattice[:, :50], lattice[:, 50:100]])
+    box = torch.full((3,), 2.0, dtype=torch.float64)
+    with simd_level(level):
+        for cutoff in (0.5, math.nextafter(0.5, 0), math.nextafter(0.5, 1), 1.0):
+            for positions, boxes, method in ((lattice, torch.diag(box)[None], "cell_list"),
+                                             (lattice + 0.125, torch.diag(box)[None], "brute_force"),
+                                             (lattice, NO_BOX, "cell_list"), (open_space, NO_BOX, "brute_force")):
+                assert_same(flat(positions, boxes, cutoff, method), neighbor_list_core(positions, boxes, cutoff))
+    assert flat(lattice, NO_BOX, 0.5)[1].numel() < flat(lattice, NO_BOX, math.nextafter(0.5, 1))[1].numel()
+
+
+@pytest.mark.parametrize("level", SIMD_LEVELS)
+@pytest.mark.parametrize("box", [None, TRICLINIC, 6.0 * torch.eye(3, dtype=torch.float64)])
+def test_long_rows(rng, level, box):
+    """Rows of up to 700 atoms, crowded into few cells."""
+    crowd = 0.35 * torch.randn(1, 700, 3, generator=rng, dtype=torch.float64)
+    positions = torch.cat([crowd, fluid(rng, 1, 60, box)], dim=1)
+    boxes = NO_BOX if box is None else box[None]
+    with simd_level(level):
+        got = flat(positions, boxes, 1.1, "cell_list")
+    assert (got[0][1:] - got[0][:-1]).max() > 500
+    assert_same(got, neighbor_list_core(positions, boxes, 1.1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 5000), (7, 900), (300, 22)])
+@pytest.mark.parametrize("box", [None, TRICLINIC])
+def test_bitwise_for_any_threads(rng, dtype, shape, box):
+    """One large replica is shared among threads: sorted, counted, filled, mirrored."""
+    scale = None if box is None else box * (shape[1] / 20) ** (1 / 3)
+    positions, results = fluid(rng, *shape, scale, dtype=dtype), []
+    boxes = NO_BOX if scale is None else scale[None]
+    try:
+        for threads, level in itertools.product((1, 2, 3), SIMD_LEVELS):
+            set_num_threads(threads)
+            with simd_level(level):
+                results.append(torch.ops.diffmd_fast.neighbor_list_and_vectors(positions, boxes, 1.2, "auto", True, True))
+    finally:
+        set_num_threads(None)
+    assert results[0][1].numel() > 10_000
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+    edges = torch.arange(results[0][1].numel())
+    assert torch.equal(results[0][3][results[0][3]], edges)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("shape", "box"), [((3, 30), None), ((2, 300), None), ((3, 30), TRICLINIC), ((2, 400), TURNED)])
+def test_distances_obey_the_float64_rule(rng, dtype, shape, box):
+    """Whether the search or neighbor_vectors measures them, they are the same bits."""
+    positions = fluid(rng, *shape, box, spread=2.0, dtype=dtype)
+    boxes = NO_BOX if box is None else box[None]
+    got = ops.neighbor_list(positions, 0.9, box=box, return_distances=True, return_vectors=True)
+    with_gradient = ops.neighbor_list(positions.requires_grad_(), 0.9, box=box, return_distances=True,
+                                      return_vectors=True)
+    assert torch.equal(got.distances, with_gradient.distances) and torch.equal(got.vectors, with_gradient.vectors)
+    positions = positions.detach()
+    rows = (boxes, got.row_ptr, got.col, got.shift)
+    for mine, plain, exact in zip((got.vectors, got.distances), edge_vectors(positions, *rows),
+                                  edge_vectors(positions.double(), *rows)):
+        assert_float64_rule(mine, plain, exact)
+
+
+def test_only_what_is_asked_for(rng):
+    for box, n_atoms in ((None, 20), (TRICLINIC, 20), (TRICLINIC, 300), (None, 300)):
+        positions = fluid(rng, 2, n_atoms, box)
+        for requires_grad in (False, True):
+            whole = ops.neighbor_list(positions.requires_grad_(requires_grad), 0.9, box=box, return_distances=True,
+                                      return_vectors=True)
+            for what in ("distances", "vectors"):
+                one = ops.neighbor_list(positions, 0.9, box=box, **{f"return_{what}": True})
+                assert torch.equal(getattr(one, what), getattr(whole, what))
+                assert getattr(one, "vectors" if what == "distances" else "distances") is None
+                if requires_grad:
+                    (gradient,) = torch.autograd.grad(getattr(one, what).sum(), positions)
+                    (want,) = torch.autograd.grad(getattr(whole, what).sum(), positions, retain_graph=True)
+                    torch.testing.assert_close(gradient, want)
+            positions = positions.detach()
+
+
+def test_boxes_are_inverted_as_in_the_reference(rng):
+    boxes = torch.cat([torch.randn(500, 3, 3, generator=rng, dtype=torch.float64), TRICLINIC[None], TURNED[None]])
+    inverse, volume, widths = inverse_boxes(boxes)
+    native = torch.empty_like(boxes)
+    for level in SIMD_LEVELS:
+        with simd_level(level):
+            bad, _ = _C.inverse_boxes(len(boxes), boxes.data_ptr(), native.data_ptr())
+        assert torch.equal(native, inverse) and bad == int(torch.nonzero(volume <= 0)[0])
+    right = boxes[volume > 0.1].contiguous()
+    assert _C.inverse_boxes(len(right), right.data_ptr(), 0) == (-1, widths[volume > 0.1].min().item())
+
+
 # Positions on a grid of 1/64 in a box of 4: every sum below is exact, so invariance holds to the last pair.
 GRID = hnp.arrays(np.int64, st.tuples(st.integers(1, 40), st.just(3)), elements=st.integers(-512, 511))
 
@@ -247,7 +358,9 @@ def test_opcheck(rng):
     for positions, boxes, reach in ((fluid(rng, 3, 6), NO_BOX, INF), (fluid(rng, 2, 30, TURNED), TURNED[None], 0.5)):
         opcheck(torch.ops.diffmd_fast.neighbor_list, (positions, boxes, reach, "auto"))
         row_ptr, col, shift, _ = flat(positions, boxes, reach)
+        opcheck(torch.ops.diffmd_fast.neighbor_list_and_vectors, (positions, boxes, reach, "auto", True, False))
         opcheck(torch.ops.diffmd_fast.neighbor_vectors, (positions.requires_grad_(), boxes, row_ptr, col, shift))
+        opcheck(torch.ops.diffmd_fast.neighbor_vectors, (positions, boxes, row_ptr, col, shift, False, True))
 
 
 def test_empty_and_strided(rng):

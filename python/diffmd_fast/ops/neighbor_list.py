@@ -22,6 +22,7 @@ from ._library import define, get_num_threads, native, refuse_gradient, register
 # "auto" takes the cells from this many atoms on, where they were measured to win. All give the same list.
 METHODS = ("auto", "brute_force", "cell_list")
 CELLS_FROM = 200
+_NO_BOX = torch.empty(0, 3, 3, dtype=torch.float64)
 ROUNDING = 1e-9  # a cutoff of exactly half the box, computed in floating point, passes
 
 
@@ -60,23 +61,27 @@ def neighbor_list(positions: Tensor, cutoff: float | None, *, box: Tensor | None
     if boxes.device.type != "meta" and boxes.shape[0]:
         check_boxes(boxes, cutoff, skin)
     reach = math.inf if cutoff is None else cutoff + skin
-    fixed = positions.detach()
     if run_reference(positions.device.type, "neighbor_list"):
-        outputs = _other(fixed, boxes, reach, "auto")
-        measured = edge_vectors(positions, boxes, *outputs[:3]) if return_distances or return_vectors else None
-    else:
-        outputs = torch.ops.diffmd_fast.neighbor_list(fixed, boxes, reach, "auto")
-        measured = None
+        outputs = _other(positions.detach(), boxes, reach, "auto")
         if return_distances or return_vectors:
-            measured = torch.ops.diffmd_fast.neighbor_vectors(positions, boxes, *outputs[:3])
-    return NeighborList(*outputs, measured[1] if return_distances else None, measured[0] if return_vectors else None)
+            vectors, distances = edge_vectors(positions, boxes, *outputs[:3])
+    elif not return_distances and not return_vectors:
+        outputs = torch.ops.diffmd_fast.neighbor_list.default(positions.detach(), boxes, reach, "auto")
+    elif positions.requires_grad and torch.is_grad_enabled():
+        outputs = torch.ops.diffmd_fast.neighbor_list.default(positions.detach(), boxes, reach, "auto")
+        vectors, distances = torch.ops.diffmd_fast.neighbor_vectors.default(
+            positions, boxes, *outputs[:3], return_vectors, return_distances)
+    else:  # the same numbers from the search itself
+        *outputs, vectors, distances = torch.ops.diffmd_fast.neighbor_list_and_vectors.default(
+            positions.detach(), boxes, reach, "auto", return_vectors, return_distances)
+    return NeighborList(*outputs, distances if return_distances else None, vectors if return_vectors else None)
 
 
 def as_boxes(box, positions: Tensor, operation: str) -> Tensor:
     """``box`` as float64 [0, 3, 3] (none), [1, 3, 3] or [replicas, 3, 3], checked but for the vectors' values."""
     n_replicas = positions.shape[0]
     if box is None:
-        return positions.new_empty((0, 3, 3), dtype=torch.float64)
+        return _NO_BOX if positions.device.type == "cpu" else positions.new_empty((0, 3, 3), dtype=torch.float64)
     wanted = f"edge lengths [3], box vectors [3, 3] or one box per replica [{n_replicas}, 3, 3]"
     try:
         box = torch.as_tensor(box, device=None if isinstance(box, Tensor) else positions.device)
@@ -93,13 +98,11 @@ def as_boxes(box, positions: Tensor, operation: str) -> Tensor:
 
 def check_boxes(boxes: Tensor, cutoff: float, skin: float) -> None:
     """Refuse boxes [B, 3, 3] that are not finite, left-handed, flat, or too small for cutoff + skin."""
-    _, volume, widths = inverse_boxes(boxes)
-    edges = torch.linalg.vector_norm(boxes, dim=2).prod(1)
-    good = (volume > 1e-6 * edges) & (edges < math.inf)  # false for NaN, too
-    if not bool(good.all()):
-        which = boxes[~good][0].tolist()
-        raise InputError(f"box: expected three right-handed vectors that span a volume, got rows {which} nm")
-    width = widths.min().item()
+    boxes = boxes.cpu()
+    bad, width = _C.inverse_boxes(boxes.shape[0], boxes.data_ptr(), 0)
+    if bad >= 0:
+        raise InputError("box: expected three right-handed vectors that span a volume, got rows "
+                         f"{boxes[bad].tolist()} nm")
     reach = cutoff + skin
     require(reach <= 0.5 * width * (1 + ROUNDING), "cutoff",
             f"cutoff + skin of at most {0.5 * width:.6g} nm, half of the smallest perpendicular width of the box",
@@ -112,18 +115,19 @@ def _check_call(positions: Tensor, box: Tensor, reach: float, method: str) -> No
     They answer for boxes that are right-handed and wide enough.
     """
     check_tensor(positions, "positions", ("replicas", "atoms", 3))
-    n_replicas, n_atoms, _ = positions.shape
-    require(n_replicas * n_atoms < 2**31 - 1, "positions", "fewer than 2147483647 atoms in all (nodes are 32-bit)",
-            n_replicas * n_atoms)
+    n_nodes = positions.shape[0] * positions.shape[1]
+    require(n_nodes < 2**31 - 1, "positions", "fewer than 2147483647 atoms in all (nodes are 32-bit)", n_nodes)
     _check_box_shape(positions, box)
     require(reach > 0, "reach", "a number above 0 nm, infinity for all pairs", reach)
-    require(method in METHODS, "method", "one of " + ", ".join(METHODS), repr(method))
+    if method not in METHODS:
+        require(False, "method", "one of " + ", ".join(METHODS), repr(method))
     require(math.isfinite(reach) or box.shape[0] == 0, "box", "none with an infinite reach (all pairs)", "a box")
 
 
 def _check_box_shape(positions: Tensor, box: Tensor) -> None:
     check_tensor(box, "box", ("boxes", 3, 3), dtypes=(torch.float64,), like=("positions", positions))
-    require(box.shape[0] in (0, 1, positions.shape[0]), "box", f"0, 1 or {positions.shape[0]} boxes", box.shape[0])
+    if box.shape[0] not in (0, 1, positions.shape[0]):
+        require(False, "box", f"0, 1 or {positions.shape[0]} boxes", box.shape[0])
 
 
 def _refuse(positions: Tensor, node: int) -> None:
@@ -141,44 +145,47 @@ def _check_finite(positions: Tensor) -> None:
 
 
 def _cpu(positions, box, reach, method):
+    return _list_and_vectors_cpu(positions, box, reach, method, False, False)[:4]
+
+
+def _list_and_vectors_cpu(positions, box, reach, method, vectors, distances):
     _check_call(positions, box, reach, method)
     n_replicas, n_atoms, _ = positions.shape
     n_nodes, periodic = n_replicas * n_atoms, box.shape[0] > 0
     positions, threads = positions.contiguous(), get_num_threads()
-    row_ptr = torch.empty(n_nodes + 1, dtype=torch.int64)
-    if math.isinf(reach):
-        _check_finite(positions)
-        n_edges = n_nodes * max(0, n_atoms - 1)
-        col, shift, reverse = _edges(n_edges, False)
-        if n_nodes == 0:
-            return row_ptr.zero_(), col, shift, reverse
-        _C.neighbor_list_all_pairs(n_replicas, n_atoms, row_ptr.data_ptr(), col.data_ptr(), reverse.data_ptr(), threads)
-        return row_ptr, col, shift, reverse
+    if math.isinf(reach) or n_nodes == 0:
+        lists = _all_pairs_cpu(positions, threads)
+        return *lists, *_vectors_cpu(positions, box, *lists[:3], vectors, distances)
     cells = method == "cell_list" or (method == "auto" and n_atoms >= CELLS_FROM)
-    max_cells = max(1, n_atoms) if cells else 1
-    inverse = inverse_boxes(box)[0] if periodic else box
     box = box.contiguous()
-    # Working memory of the native code, field by field as in csrc/neighbor_list.hpp; it lives until fill is done.
-    coordinates = torch.empty(n_nodes, 3, dtype=torch.float64)
-    in_order = torch.zeros(3 * n_nodes + 8, dtype=torch.float64)
-    order, wraps = torch.empty(n_nodes, dtype=torch.int32), torch.empty(n_nodes * periodic, 3, dtype=torch.int32)
-    first = torch.empty(n_replicas, max_cells + 1, dtype=torch.int32)
-    n_cells, grid = torch.empty(n_replicas, 3, dtype=torch.int32), torch.empty(n_replicas, 6, dtype=torch.float64)
-    search = _C.neighbor_search(
-        n_replicas, n_atoms, box.data_ptr() if periodic else 0, inverse.data_ptr() if periodic else 0,
-        box.shape[0] > 1, reach, max_cells, coordinates.data_ptr(), in_order.data_ptr(), order.data_ptr(),
-        wraps.data_ptr(), first.data_ptr(), n_cells.data_ptr(), grid.data_ptr(), row_ptr.data_ptr(), threads)
-    bad = native("neighbor_list_count", positions.dtype)(search, positions.data_ptr())
-    if bad >= 0:
-        _refuse(positions, bad)
-    col, shift, reverse = _edges(int(row_ptr[-1]), periodic)
-    _C.neighbor_list_fill(search, col.data_ptr(), shift.data_ptr(), reverse.data_ptr())
-    return row_ptr, col, shift, reverse
+    inverse = torch.empty_like(box)
+    if periodic:
+        _C.inverse_boxes(box.shape[0], box.data_ptr(), inverse.data_ptr())
+    row_ptr = torch.empty(n_nodes + 1, dtype=torch.int64)
+    search, n_edges = native("neighbor_list_count", positions.dtype)(
+        n_replicas, n_atoms, positions.data_ptr(), box.data_ptr() if periodic else 0,
+        inverse.data_ptr() if periodic else 0, box.shape[0] > 1, reach, cells, row_ptr.data_ptr(), threads)
+    if n_edges < 0:
+        _refuse(positions, -1 - n_edges)
+    col, reverse = torch.empty(n_edges, dtype=torch.int32), torch.empty(n_edges, dtype=torch.int64)
+    shift = torch.empty(n_edges * periodic, 3, dtype=torch.int32)
+    along = positions.new_empty(n_edges * vectors, 3)
+    apart = positions.new_empty(n_edges * distances)
+    native("neighbor_list_fill", positions.dtype)(
+        search, col.data_ptr(), shift.data_ptr(), reverse.data_ptr(), along.data_ptr() if vectors else 0,
+        apart.data_ptr() if distances else 0)
+    return row_ptr, col, shift, reverse, along, apart
 
 
-def _edges(n_edges: int, periodic: bool) -> tuple[Tensor, Tensor, Tensor]:
-    return (torch.empty(n_edges, dtype=torch.int32), torch.empty(n_edges * periodic, 3, dtype=torch.int32),
-            torch.empty(n_edges, dtype=torch.int64))
+def _all_pairs_cpu(positions: Tensor, threads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n_replicas, n_atoms, _ = positions.shape
+    _check_finite(positions)
+    n_edges = n_replicas * n_atoms * max(0, n_atoms - 1)
+    row_ptr = torch.zeros(n_replicas * n_atoms + 1, dtype=torch.int64)
+    col, reverse = torch.empty(n_edges, dtype=torch.int32), torch.empty(n_edges, dtype=torch.int64)
+    if n_edges:
+        _C.neighbor_list_all_pairs(n_replicas, n_atoms, row_ptr.data_ptr(), col.data_ptr(), reverse.data_ptr(), threads)
+    return row_ptr, col, torch.empty(0, 3, dtype=torch.int32), reverse
 
 
 def _other(positions, box, reach, method):
@@ -192,6 +199,11 @@ def _other(positions, box, reach, method):
     return neighbor_list_core(positions, box, reach)
 
 
+def _list_and_vectors_other(positions, box, reach, method, vectors, distances):
+    lists = _other(positions, box, reach, method)
+    return *lists, *_vectors_other(positions, box, *lists[:3], vectors, distances)
+
+
 def _fake(positions, box, reach, method):
     n_replicas, n_atoms, _ = positions.shape
     n_nodes = n_replicas * n_atoms
@@ -202,7 +214,12 @@ def _fake(positions, box, reach, method):
             positions.new_empty(n_edges, dtype=torch.int64))
 
 
-def _vectors_cpu(positions, box, row_ptr, col, shift):
+def _list_and_vectors_fake(positions, box, reach, method, vectors, distances):
+    lists = _fake(positions, box, reach, method)
+    return *lists, *_vectors_fake(positions, box, *lists[:3], vectors, distances)
+
+
+def _vectors_cpu(positions, box, row_ptr, col, shift, vectors=True, distances=True):
     check_tensor(positions, "positions", ("replicas", "atoms", 3))
     n_replicas, n_atoms, _ = positions.shape
     n_edges, periodic = col.numel(), box.shape[0] > 0
@@ -211,39 +228,52 @@ def _vectors_cpu(positions, box, row_ptr, col, shift):
     check_tensor(col, "col", ("edges",), dtypes=(torch.int32,))
     check_tensor(shift, "shift", (n_edges if periodic else 0, 3), dtypes=(torch.int32,))
     positions, box, row_ptr, col, shift = (t.contiguous() for t in (positions, box, row_ptr, col, shift))
-    vectors, distances = positions.new_zeros(n_edges, 3), positions.new_zeros(n_edges)
+    along, apart = positions.new_empty(n_edges * vectors, 3), positions.new_empty(n_edges * distances)
     good = native("neighbor_vectors", positions.dtype)(
         n_replicas, n_atoms, n_edges, positions.data_ptr(), box.data_ptr() if periodic else 0, box.shape[0] > 1,
-        row_ptr.data_ptr(), col.data_ptr(), shift.data_ptr(), vectors.data_ptr(), distances.data_ptr(),
-        get_num_threads())
+        row_ptr.data_ptr(), col.data_ptr(), shift.data_ptr(), along.data_ptr() if vectors else 0,
+        apart.data_ptr() if distances else 0, get_num_threads())
     require(good, "col", "a neighbor list of these positions (row_ptr ascending from 0 to the number of edges, col "
             "below the number of atoms)", "another")
-    return vectors, distances
+    return along, apart
 
 
-def _vectors_fake(positions, box, row_ptr, col, shift):
-    return positions.new_empty(col.shape[0], 3), positions.new_empty(col.shape[0])
+def _vectors_other(positions, box, row_ptr, col, shift, vectors=True, distances=True):
+    along, apart = edge_vectors(positions, box, row_ptr, col, shift)
+    return along if vectors else along[:0].clone(), apart if distances else apart[:0].clone()
+
+
+def _vectors_fake(positions, box, row_ptr, col, shift, vectors=True, distances=True):
+    n_edges = col.shape[0]
+    return positions.new_empty(n_edges if vectors else 0, 3), positions.new_empty(n_edges if distances else 0)
 
 
 def _vectors_setup_context(ctx, inputs, output):
     refuse_gradient(ctx, "neighbor_vectors", {1: "box"})
-    ctx.save_for_backward(*inputs)
+    ctx.save_for_backward(*inputs[:5])
 
 
 def _vectors_backward(ctx, grad_vectors, grad_distances):
     """Plain torch operations on the positions, so every higher derivative follows."""
     positions, box, row_ptr, col, shift = ctx.saved_tensors
-    vectors, distances = edge_vectors(positions, box, row_ptr, col, shift)
-    apart = distances > 0
-    direction = torch.where(apart[:, None], vectors / torch.where(apart, distances, 1.0)[:, None], 0.0)
-    along = grad_vectors + grad_distances[:, None] * direction
+    along = grad_vectors if grad_vectors.numel() else positions.new_zeros(col.numel(), 3)
+    if grad_distances.numel():
+        vectors, distances = edge_vectors(positions, box, row_ptr, col, shift)
+        apart = distances > 0
+        direction = torch.where(apart[:, None], vectors / torch.where(apart, distances, 1.0)[:, None], 0.0)
+        along = along + grad_distances[:, None] * direction
     row = edge_rows(row_ptr, col.numel())
     grad = torch.zeros_like(positions).reshape(-1, 3).index_add(0, col, along).index_add(0, row, -along)
-    return grad.reshape(positions.shape), None, None, None, None
+    return grad.reshape(positions.shape), None, None, None, None, None, None
 
 
 define("neighbor_list(Tensor positions, Tensor box, float reach, str method) -> (Tensor, Tensor, Tensor, Tensor)",
        _cpu, _fake, _other)
-define("neighbor_vectors(Tensor positions, Tensor box, Tensor row_ptr, Tensor col, Tensor shift) -> (Tensor, Tensor)",
-       _vectors_cpu, _vectors_fake, edge_vectors)
+define("neighbor_vectors(Tensor positions, Tensor box, Tensor row_ptr, Tensor col, Tensor shift, "
+       "bool vectors=True, bool distances=True) -> (Tensor, Tensor)", _vectors_cpu, _vectors_fake, _vectors_other)
 register_autograd("neighbor_vectors", _vectors_backward, _vectors_setup_context)
+# Both in one, without gradient: what a search compares need not be computed again. What is not asked for comes back
+# empty, here and from neighbor_vectors.
+define("neighbor_list_and_vectors(Tensor positions, Tensor box, float reach, str method, bool vectors, bool distances) "
+       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+       _list_and_vectors_cpu, _list_and_vectors_fake, _list_and_vectors_other)

@@ -35,12 +35,24 @@ def edge_rows(row_ptr: Tensor, n_edges: int) -> Tensor:
 
 
 def inverse_boxes(box: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(inverse [B, 3, 3], volume [B], perpendicular widths [B, 3]) of boxes [B, 3, 3] whose rows are the vectors."""
-    a, b, c = box.unbind(1)
-    normals = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=1)
-    volume = (a * normals[:, 0]).sum(1)
-    widths = volume[:, None] / torch.linalg.vector_norm(normals, dim=2)
+    """(inverse [B, 3, 3], volume [B], perpendicular widths [B, 3]) of boxes [B, 3, 3] whose rows are the vectors.
+
+    Products and sums are written out: fractions decide what is listed, and the native code repeats them bit for bit.
+    """
+    normals = torch.stack([_cross(box[:, (k + 1) % 3], box[:, (k + 2) % 3]) for k in range(3)], dim=1)
+    volume = _dot(box[:, 0], normals[:, 0])
+    widths = volume[:, None] / torch.sqrt(_dot(normals, normals))
     return (normals / volume[:, None, None]).transpose(1, 2).contiguous(), volume, widths
+
+
+def _cross(u: Tensor, v: Tensor) -> Tensor:
+    return torch.stack([u[:, (c + 1) % 3] * v[:, (c + 2) % 3] - u[:, (c + 2) % 3] * v[:, (c + 1) % 3]
+                        for c in range(3)], dim=1)
+
+
+def _dot(u: Tensor, v: Tensor) -> Tensor:
+    product = u * v
+    return (product[..., 0] + product[..., 1]) + product[..., 2]
 
 
 def fractions(positions: Tensor, inverse: Tensor) -> Tensor:
