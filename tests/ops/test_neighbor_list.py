@@ -227,7 +227,8 @@ def test_bitwise_for_any_threads(rng, dtype, shape, box):
         for threads, level in itertools.product((1, 2, 3), SIMD_LEVELS):
             set_num_threads(threads)
             with simd_level(level):
-                results.append(torch.ops.diffmd_fast.neighbor_list_and_vectors(positions, boxes, 1.2, "auto", True, True))
+                outputs = torch.ops.diffmd_fast.neighbor_list_and_vectors(positions, boxes, 1.2, "auto", True, True)
+                results.append(outputs)
     finally:
         set_num_threads(None)
     assert results[0][1].numel() > 10_000
@@ -238,7 +239,8 @@ def test_bitwise_for_any_threads(rng, dtype, shape, box):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("shape", "box"), [((3, 30), None), ((2, 300), None), ((3, 30), TRICLINIC), ((2, 400), TURNED)])
+@pytest.mark.parametrize(
+    ("shape", "box"), [((3, 30), None), ((2, 300), None), ((3, 30), TRICLINIC), ((2, 400), TURNED)])
 def test_distances_obey_the_float64_rule(rng, dtype, shape, box):
     """Whether the search or neighbor_vectors measures them, they are the same bits."""
     positions = fluid(rng, *shape, box, spread=2.0, dtype=dtype)
