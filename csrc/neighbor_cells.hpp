@@ -45,7 +45,7 @@ template <typename T> struct CellParts {
     const std::int64_t most = n_nodes / kWorthThreads + 1, threads = call.n_threads < 16 ? call.n_threads : 16;
     n_sorters = threads < most ? threads : most;
     n_pieces = (call.n_atoms + kPiece - 1) / kPiece;
-    Scratch scratch{call.scratch};
+    Arena scratch{call.scratch};
     grids = scratch.take<Grid>(call.n_replicas);
     cell = scratch.take<std::int32_t>(n_nodes);
     first = scratch.take<std::int32_t>(n_nodes + 1);

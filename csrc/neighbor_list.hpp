@@ -62,7 +62,7 @@ struct Boxes {
 };
 
 // Parts of one scratch, each on a cache line of its own. With a null base it only adds up what is needed.
-struct Scratch {
+struct Arena {
   char* base;
   std::size_t used = 0;
 

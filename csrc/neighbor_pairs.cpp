@@ -36,7 +36,7 @@ template <typename T> struct Parts {
   std::size_t bytes;
 
   explicit Parts(const NeighborSearch<T>& call) : padded((call.n_atoms + kPad - 1) / kPad * kPad) {
-    Scratch scratch{call.scratch};
+    Arena scratch{call.scratch};
     open = scratch.take<T>(call.box ? 0 : 3 * call.n_replicas * padded);
     fractions = scratch.take<double>(call.box ? 3 * call.n_replicas * padded : 0);
     wraps = scratch.take<std::int32_t>(call.box ? 3 * call.n_nodes() : 0);

@@ -80,7 +80,7 @@ template <typename T> struct Candidates {
     std::size_t bytes = 0;
     memory = nullptr;
     for (int pass = 0; pass < 2; ++pass) {
-      Scratch scratch{memory};
+      Arena scratch{memory};
       for (int k = 0; k < 3; ++k) x[k] = scratch.take<float>(room);
       node = scratch.take<std::int32_t>(room);
       atoms = scratch.take<Atom<T>>(room);
@@ -330,7 +330,7 @@ template <typename T> struct Filler {
   Filler& operator=(const Filler&) = delete;
 
   std::size_t partition(std::int64_t longest, char* base) {
-    Scratch scratch{base};
+    Arena scratch{base};
     const std::int64_t room = longest + kGroup * kLanes + 1;  // itself is found, too
     found = scratch.take<std::int32_t>(room);
     number = scratch.take<std::int32_t>(room);
