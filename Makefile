@@ -6,7 +6,7 @@ STAMP := $(VENV)/.diffmd-installed
 TEST_STAMP := $(VENV)/.diffmd-test-installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup build demo test test-slow lint bench dashboard clean
+.PHONY: help setup build demo test test-slow test-sanitize fuzz lint bench dashboard clean
 help:             ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
@@ -33,13 +33,30 @@ test: $(TEST_STAMP)  ## the default tests, under 10 minutes on 2 cores
 test-slow: $(TEST_STAMP)  ## the tests marked slow as well
 	$(BIN)/python -m pytest -m ''
 
+# The package once more, instrumented, in a folder of its own; its environment borrows the libraries of $(VENV).
+SANITIZED := build/sanitize/venv
+SANITIZE_STAMP := $(SANITIZED)/.installed
+SANITIZE_TESTS ?= tests/test_sanitized.py tests/fuzz tests/ops tests/models tests/sampling
+$(SANITIZE_STAMP): $(TEST_STAMP) scripts/sanitized.py $(shell find csrc kernels python -type f -not -name '*.pyc')
+	@test -x $(SANITIZED)/bin/python || $(BIN)/python -m venv --without-pip $(SANITIZED)
+	$(BIN)/python scripts/sanitized.py install $(SANITIZED)
+	@touch $@
+
+test-sanitize: $(SANITIZE_STAMP)  ## the tests of native code under AddressSanitizer and UBSan, 4 minutes
+	$(SANITIZED)/bin/python scripts/sanitized.py run -m pytest --capture=sys $(SANITIZE_TESTS)
+
+FUZZ_SECONDS ?= 60
+fuzz: $(SANITIZE_STAMP)  ## random shapes, values and files under the sanitizers, FUZZ_SECONDS=60
+	$(SANITIZED)/bin/python scripts/sanitized.py run -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_OPTIONS)
+
 lint:             ## style of Python and C++
 	$(BIN)/python -m pip install -q -c constraints.txt ruff
 	$(BIN)/ruff check python tests benchmarks examples scripts kernels
 
-bench: setup      ## every operation, fast against reference, into benchmarks/.asv
-	$(BIN)/python -m pip install -q -c constraints.txt asv virtualenv
+bench: setup      ## every operation against reference and peers; the figures go into docs/performance.md
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[bench]'
 	cd benchmarks && ../$(BIN)/asv machine --yes && ../$(BIN)/asv run --python=same --set-commit-hash $$(git rev-parse HEAD) --show-stderr
+	$(BIN)/python benchmarks/summary.py
 
 dashboard:        ## the static site of all benchmark results, in benchmarks/.asv/html
 	cd benchmarks && ../$(BIN)/asv publish

@@ -21,6 +21,7 @@
 #include "em_step.hpp"
 #include "neighbor_list.hpp"
 #include "probe.hpp"
+#include "resident_sampler.hpp"
 #include "schnet.hpp"
 #include "spline_conv.hpp"
 #include "torsions.hpp"
@@ -97,6 +98,11 @@ std::string set_simd_level(const std::string& name) {
   } while (false)
 
 template <typename T> T* at(Address address) { return reinterpret_cast<T*>(address); }
+
+void check_atoms(const char* name, const std::int64_t* atoms, std::int64_t n, std::int64_t n_atoms) {
+  if (n < 0 || !std::all_of(atoms, atoms + n, [&](std::int64_t atom) { return atom >= 0 && atom < n_atoms; }))
+    throw py::value_error(std::string(name) + ": expected atoms in 0.." + std::to_string(n_atoms - 1));
+}
 
 // ---- em_step --------------------------------------------------------------------------------------------
 template <typename T>
@@ -176,6 +182,12 @@ int spline_conv_double_backward(DIFFMD_SPLINE_GRAPH, Address grad, Address along
   int status = 0;
   DIFFMD_CALL(spline_conv_double_backward<T>(call, &status));
   return status;
+}
+
+template <typename T>
+void edge_offsets(std::int64_t n_edges, Address shift, Address box, Address offsets, int n_threads) {
+  const diffmd::EdgeOffsets<T> call{n_edges, at<std::int32_t>(shift), at<double>(box), at<T>(offsets), n_threads};
+  DIFFMD_CALL(edge_offsets<T>(call));
 }
 
 // ---- neighbor_list --------------------------------------------------------------------------------------
@@ -297,31 +309,61 @@ void splice_fill(std::int64_t n_replicas, std::int64_t n_atoms, Address source, 
 }
 
 // ---- schnet ---------------------------------------------------------------------------------------------
-// `weights` maps the names of csrc/schnet.hpp to addresses; positions and score are those of one call.
+// `model` is FoldedSchNet.description: the sizes of csrc/schnet.hpp and the addresses of its weights, by name.
 template <typename T>
-void schnet(std::int64_t n_replicas, std::int64_t n_atoms, std::int64_t n_features, std::int64_t n_blocks,
-            std::int64_t n_coefficients, std::int64_t n_torsions, std::int64_t n_springs, double cutoff,
-            double centre_stiffness, const py::dict& weights, Address positions, Address energy, Address score,
-            int n_threads) {
-  const bool whole = n_features >= 0 && n_features % diffmd::kFeatureMultiple == 0;
-  if (n_atoms < 1 || !whole || n_blocks < 0 || n_coefficients < 4 || n_torsions < 0 || n_springs < 0)
-    throw py::value_error("sizes: expected at least 1 atom and 4 coefficients, and features padded to a multiple of " +
-                          std::to_string(diffmd::kFeatureMultiple));
-  const auto of = [&](const char* name) { return at<T>(weights[name].cast<Address>()); };
-  const auto atoms = [&](const char* name) { return at<std::int64_t>(weights[name].cast<Address>()); };
+diffmd::SchNet<T> schnet_call(const py::dict& model, std::int64_t n_replicas, Address positions, Address energy,
+                              Address score, int n_threads) {
+  const auto size = [&](const char* name) { return model[name].cast<std::int64_t>(); };
+  const auto of = [&](const char* name) { return at<T>(model[name].cast<Address>()); };
+  const auto atoms = [&](const char* name) { return at<std::int64_t>(model[name].cast<Address>()); };
   const diffmd::SchNet<T> call{
-      n_replicas, n_atoms, n_features, n_blocks, n_coefficients, n_torsions, n_springs, cutoff, centre_stiffness,
+      n_replicas, size("n_atoms"), size("n_features"), size("n_blocks"), size("n_coefficients"), size("n_torsions"),
+      size("n_springs"), model["cutoff"].cast<double>(), model["centre_stiffness"].cast<double>(),
       atoms("quadruples"), atoms("spring_pairs"), of("embedding"), of("torsion_weights"), of("project"),
       of("project_transposed"), of("coefficients"), of("first"), of("first_transposed"), of("first_bias"),
       of("second"), of("second_transposed"), of("second_bias"), of("readout"), of("readout_transposed"),
       of("readout_bias"), of("readout_out"), of("spring_stiffness"), of("spring_mean"), at<T>(positions),
       at<T>(energy), at<T>(score), n_threads < 1 ? 1 : n_threads};
-  const auto inside = [&](std::int64_t atom) { return atom >= 0 && atom < n_atoms; };
-  if (!std::all_of(call.quadruples, call.quadruples + 4 * n_torsions, inside) ||
-      !std::all_of(call.spring_pairs, call.spring_pairs + 2 * n_springs, inside))
-    throw py::value_error("quadruples: expected atoms in 0.." + std::to_string(n_atoms - 1) + ", and so for springs");
+  const bool whole = call.n_features >= 0 && call.n_features % diffmd::kFeatureMultiple == 0;
+  if (call.n_atoms < 1 || !whole || call.n_blocks < 0 || call.n_coefficients < 4 || call.n_torsions < 0 ||
+      call.n_springs < 0)
+    throw py::value_error("sizes: expected at least 1 atom and 4 coefficients, and features padded to a multiple of " +
+                          std::to_string(diffmd::kFeatureMultiple));
+  check_atoms("quadruples", call.quadruples, 4 * call.n_torsions, call.n_atoms);
+  check_atoms("spring_pairs", call.spring_pairs, 2 * call.n_springs, call.n_atoms);
+  return call;
+}
+
+template <typename T>
+void schnet(const py::dict& model, std::int64_t n_replicas, Address positions, Address energy, Address score,
+            int n_threads) {
+  const diffmd::SchNet<T> call = schnet_call<T>(model, n_replicas, positions, energy, score, n_threads);
   bool enough_memory = true;
   DIFFMD_CALL(schnet<T>(call, &enough_memory));
+  if (!enough_memory) throw std::bad_alloc();
+}
+
+// ---- resident_sampler -----------------------------------------------------------------------------------
+// After those of schnet, the arguments are the fields of csrc/resident_sampler.hpp in their order.
+template <typename T>
+void resident_sampler(const py::dict& model, std::int64_t n_replicas, Address positions, Address energy, Address score,
+                      int n_threads, Address diffusion_time, bool diffusion_per_atom, double variance,
+                      std::uint64_t seed, std::uint32_t first_replica, std::int64_t first_step, std::int64_t end_step,
+                      std::int64_t last_step, std::int64_t check_every, std::int64_t save_every, std::int64_t n_pairs,
+                      Address pairs, Address lowest, Address highest, double energy_limit, Address good, Address loss,
+                      Address lost_step, Address lost_positions, Address frames, Address frame_energies) {
+  if (first_step < 0 || end_step < first_step || last_step < end_step || check_every < 1 || save_every < 1)
+    throw py::value_error("first_step: expected 0 <= first_step <= end_step <= last_step, and check_every and "
+                          "save_every of at least 1");
+  const diffmd::ResidentSampler<T> call{
+      schnet_call<T>(model, n_replicas, positions, energy, score, n_threads), at<double>(diffusion_time),
+      diffusion_per_atom, variance, seed, first_replica, first_step, end_step, last_step, check_every, save_every,
+      n_pairs, at<std::int64_t>(pairs), at<double>(lowest), at<double>(highest), energy_limit, at<T>(good),
+      at<std::uint8_t>(loss), at<std::int64_t>(lost_step), at<T>(lost_positions), at<T>(frames),
+      at<T>(frame_energies)};
+  check_atoms("pairs", call.pairs, 2 * n_pairs, call.model.n_atoms);
+  bool enough_memory = true;
+  DIFFMD_CALL(resident_sampler<T>(call, &enough_memory));
   if (!enough_memory) throw std::bad_alloc();
 }
 
@@ -344,6 +386,11 @@ py::dict build_info() {
 #else
   info["openmp"] = false;
   info["openmp_threads"] = 1;
+#endif
+#ifdef DIFFMD_SANITIZED
+  info["sanitized"] = true;
+#else
+  info["sanitized"] = false;
 #endif
   py::list compiled, usable;
   compiled.append("baseline");
@@ -399,6 +446,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("spline_conv_double_backward_float32", &spline_conv_double_backward<float>);
   m.def("spline_conv_double_backward_float64", &spline_conv_double_backward<double>);
 
+  m.def("edge_offsets_float32", &edge_offsets<float>);
+  m.def("edge_offsets_float64", &edge_offsets<double>);
+
   // torsions: arguments in the order of csrc/torsions.hpp
   m.def("torsions_float32", &torsions<float, Order::value>);
   m.def("torsions_float64", &torsions<double, Order::value>);
@@ -407,7 +457,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("torsions_double_backward_float32", &torsions<float, Order::second>);
   m.def("torsions_double_backward_float64", &torsions<double, Order::second>);
 
-  // schnet: sizes in the order of csrc/schnet.hpp, the addresses of the weights by name
+  // schnet: sizes and addresses of the weights by name; resident_sampler: then the fields of csrc/resident_sampler.hpp
   m.def("schnet_float32", &schnet<float>);
   m.def("schnet_float64", &schnet<double>);
+  m.def("resident_sampler_float32", &resident_sampler<float>);
+  m.def("resident_sampler_float64", &resident_sampler<double>);
 }

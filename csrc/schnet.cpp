@@ -1,11 +1,8 @@
 #include "schnet.hpp"
 
 #include <math.h>
-#include <stdlib.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
+#include "scratch.hpp"
 #include "simd.hpp"
 #include "torsion_math.hpp"
 
@@ -236,8 +233,10 @@ template <typename T> void find_angles(const SchNet<T>& call, const T* x, T* ang
   }
 }
 
-// Springs and the pull to the centre: energy returned, gradient added.
-template <typename T> double add_springs(const SchNet<T>& call, const T* x, T* gradient) {
+// Springs and the pull to the centre: energy returned, gradient added. The two do not overlap; not told so, GCC makes a
+// vector and a scalar copy that round differently and picks one by their distance, which depends on the batch.
+template <typename T>
+double add_springs(const SchNet<T>& call, const T* DIFFMD_RESTRICT x, T* DIFFMD_RESTRICT gradient) {
   double energy = 0.0;
   for (std::int64_t s = 0; s < call.n_springs; ++s) {
     const std::int64_t i = 3 * call.spring_pairs[2 * s], j = 3 * call.spring_pairs[2 * s + 1];
@@ -435,39 +434,51 @@ template <typename T> void evaluate(const Block<T>& block) {
 
 }  // namespace
 
+template <typename T> std::int64_t schnet_block_size(const SchNet<T>& call) {
+  return call.n_atoms < kRows ? kRows / call.n_atoms : 1;
+}
+
+template <typename T> std::size_t schnet_scratch(const SchNet<T>& call, std::int64_t n_replicas) {
+  Cutter count{nullptr};
+  cut(call, n_replicas, count);
+  return count.used;
+}
+
+template <typename T>
+void schnet_block(const SchNet<T>& call, std::int64_t first, std::int64_t count, char* scratch) {
+  Cutter cutter{scratch};
+  const Workspace<T> workspace = cut(call, count, cutter);
+  evaluate(Block<T>{call, workspace, first, count});
+}
+
 template <typename T> void schnet(const SchNet<T>& call, bool* enough_memory) {
   if (call.n_replicas <= 0) return;
   const std::int64_t share = (call.n_replicas + call.n_threads - 1) / call.n_threads;
-  std::int64_t per_block = kRows / call.n_atoms;
-  per_block = per_block < 1 ? 1 : per_block > share ? share : per_block;
+  const std::int64_t fits = schnet_block_size(call), per_block = fits > share ? share : fits;
   const std::int64_t n_blocks = (call.n_replicas + per_block - 1) / per_block;
   const int n_threads = int(n_blocks < call.n_threads ? n_blocks : call.n_threads);
-  Cutter count{nullptr};
-  cut(call, per_block, count);
-  char* memory = static_cast<char*>(malloc(count.used * n_threads + 64));
-  *enough_memory = memory != nullptr;
-  if (memory == nullptr) return;
-  char* aligned = memory + (64 - reinterpret_cast<std::uintptr_t>(memory) % 64);
+  Scratch scratch(schnet_scratch(call, per_block), n_threads);
+  *enough_memory = scratch.memory != nullptr;
+  if (scratch.memory == nullptr) return;
 #pragma omp parallel num_threads(n_threads) if (n_threads > 1)
   {
-#ifdef _OPENMP
-    const int thread = omp_get_thread_num();
-#else
-    const int thread = 0;
-#endif
-    Cutter cutter{aligned + count.used * thread};
-    const Workspace<T> workspace = cut(call, per_block, cutter);
+    char* mine = scratch.of_this_thread();
 #pragma omp for schedule(dynamic)
     for (std::int64_t b = 0; b < n_blocks; ++b) {
       const std::int64_t first = b * per_block, left = call.n_replicas - first;
-      evaluate(Block<T>{call, workspace, first, left < per_block ? left : per_block});
+      schnet_block(call, first, left < per_block ? left : per_block, mine);
     }
   }
-  free(memory);
 }
 
 template void schnet<float>(const SchNet<float>&, bool*);
 template void schnet<double>(const SchNet<double>&, bool*);
+template std::int64_t schnet_block_size<float>(const SchNet<float>&);
+template std::int64_t schnet_block_size<double>(const SchNet<double>&);
+template std::size_t schnet_scratch<float>(const SchNet<float>&, std::int64_t);
+template std::size_t schnet_scratch<double>(const SchNet<double>&, std::int64_t);
+template void schnet_block<float>(const SchNet<float>&, std::int64_t, std::int64_t, char*);
+template void schnet_block<double>(const SchNet<double>&, std::int64_t, std::int64_t, char*);
 
 }  // namespace DIFFMD_LEVEL
 }  // namespace diffmd

@@ -42,5 +42,12 @@ template <typename T> struct SchNet {
 
 }  // namespace diffmd
 
-// *enough_memory turns false, and nothing is written, when scratch memory cannot be had.
-DIFFMD_DECLARE(template <typename T> void schnet(const SchNet<T>& call, bool* enough_memory))
+// schnet: *enough_memory turns false, and nothing is written, when scratch memory cannot be had.
+// The other three serve a caller that goes over a block of replicas again and again (csrc/resident_sampler.cpp): how
+// many replicas are worth a block, the bytes of scratch memory (aligned to 64) for a block of n_replicas, and energy
+// and score of replicas first .. first + count - 1 of `call`, which uses neither call.n_replicas nor call.n_threads.
+DIFFMD_DECLARE(template <typename T> void schnet(const SchNet<T>& call, bool* enough_memory);
+               template <typename T> std::int64_t schnet_block_size(const SchNet<T>& call);
+               template <typename T> std::size_t schnet_scratch(const SchNet<T>& call, std::int64_t n_replicas);
+               template <typename T> void schnet_block(const SchNet<T>& call, std::int64_t first, std::int64_t count,
+                                                       char* scratch))

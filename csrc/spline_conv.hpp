@@ -53,8 +53,18 @@ template <typename T> struct SplineConvDoubleBackward {
   T* grad_coefficients;         // dS/dC [n_knots, n_features] out, or null when nobody asked
 };
 
+// The offsets of a list's edges: shift @ box.
+template <typename T> struct EdgeOffsets {
+  std::int64_t n_edges;
+  const std::int32_t* shift;  // [n_edges, 3] box vectors to add to the neighbor
+  const double* box;          // [3, 3] nm, rows are the box vectors
+  T* offsets;                 // [n_edges, 3] nm out
+  int n_threads;
+};
+
 }  // namespace diffmd
 
+DIFFMD_DECLARE(template <typename T> void edge_offsets(const EdgeOffsets<T>& call))
 DIFFMD_DECLARE(template <typename T> void spline_conv(const SplineConv<T>& call, int* status))
 DIFFMD_DECLARE(template <typename T> void spline_conv_backward(const SplineConvBackward<T>& call, int* status))
 DIFFMD_DECLARE(template <typename T> void spline_conv_double_backward(const SplineConvDoubleBackward<T>& call, int* status))

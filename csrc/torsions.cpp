@@ -32,14 +32,6 @@ constexpr std::int64_t kReplicas = 16;  // of one piece of work; kLanes of them 
 // gathering and scattering anyway.
 using Row = double[kLanes];
 
-// A loop over lanes must not be unrolled: the copies may fuse multiplications and additions differently, and
-// a torsion's last bit would then depend on its place in the batch.
-#if defined(__GNUC__) && !defined(__clang__)
-#define DIFFMD_LANES _Pragma("GCC unroll 1") for (int i = 0; i < kLanes; ++i)
-#else
-#define DIFFMD_LANES for (int i = 0; i < kLanes; ++i)
-#endif
-
 // Work of one thread: all torsions of the replicas [first, last), in order. Nothing else writes to them.
 template <typename T> struct Piece {
   const Torsions<T>& call;
@@ -115,7 +107,7 @@ template <typename T> void forward_piece(const Piece<T>& piece) {
   Row bonds[9], out[2];
   for (std::int64_t begin = 0; begin < piece.n(); begin += kLanes) {
     gather(piece, begin, piece.call.positions, bonds);
-    DIFFMD_LANES {
+    for (int i = 0; i < kLanes; ++i) {
       const Bonds<double> b = lane_of(bonds, i);
       const Angle<double> angle = angle_of<double>(b.b1, b.b2, b.b3);
       out[0][i] = angle.sine;
@@ -131,7 +123,7 @@ template <typename T> void backward_piece(const Piece<T>& piece) {
   for (std::int64_t begin = 0; begin < piece.n(); begin += kLanes) {
     gather(piece, begin, piece.call.positions, bonds);
     gather_pairs(piece, begin, piece.call.grad_output, grad);
-    DIFFMD_LANES {
+    for (int i = 0; i < kLanes; ++i) {
       const Bonds<double> b = lane_of(bonds, i);
       const Bonds<double> g = gradient_of(angle_of<double>(b.b1, b.b2, b.b3), b, grad[0][i], grad[1][i]);
       const double parts[9] = {g.b1.x, g.b1.y, g.b1.z, g.b2.x, g.b2.y, g.b2.z, g.b3.x, g.b3.y, g.b3.z};
@@ -148,7 +140,7 @@ template <typename T> void double_backward_piece(const Piece<T>& piece) {
     gather(piece, begin, piece.call.positions, bonds);
     gather(piece, begin, piece.call.cotangent, slopes);
     gather_pairs(piece, begin, piece.call.grad_output, grad);
-    DIFFMD_LANES {
+    for (int i = 0; i < kLanes; ++i) {
       const Bonds<Dual> b = lane_of(bonds, slopes, i);
       const Angle<Dual> angle = angle_of<double>(b.b1, b.b2, b.b3);
       const Bonds<Dual> g = gradient_of(angle, b, Dual{grad[0][i], 0.0}, Dual{grad[1][i], 0.0});
@@ -164,6 +156,7 @@ template <typename T> void double_backward_piece(const Piece<T>& piece) {
 }
 
 template <typename T> void each_piece(const Torsions<T>& call, void (*work)(const Piece<T>&)) {
+  if (call.n_atoms == 0) return;  // no torsions, nothing to clear; and the replicas of such a tensor cost no memory
   const std::int64_t n_pieces = (call.n_replicas + kReplicas - 1) / kReplicas;
 #pragma omp parallel for schedule(static) num_threads(call.n_threads) \
     if (call.n_threads > 1 && call.n_replicas * call.n_torsions > 2048)

@@ -1,34 +1,73 @@
-"""Replica-steps per second of the whole sampler, 64 replicas, two threads."""
+"""Replica-steps per second of whole runs: the resident loop, step by step, and the reference."""
+
+import time
 
 from diffmd_fast import use_backend
 from diffmd_fast.sampling import Sampler, Spring
 
-from .common import ALL, BACKENDS, HEAVY, median_seconds, molecule, pin, schnet
+from .common import ALL, HEAVY, median_seconds, molecule, pin, schnet
 
-N_REPLICAS, N_STEPS = 64, {"native": 200, "reference": 10}
+N_REPLICAS = 64
+# loop: (backend, resident, steps of a run, long enough that what comes before the first step does not show)
+LOOPS = {
+    "resident": ("native", True, 2000),
+    "step by step": ("native", False, 2000),
+    "reference": ("reference", False, 20),
+}
 
 
-def run(backend: str, atoms: int) -> float:
-    """Replica-steps per second."""
-    pin(2)
-    model, x = schnet(atoms), molecule(N_REPLICAS, atoms)
+def sampler(atoms: int, resident: bool, n_blocks: int = 3) -> Sampler:
+    model = schnet(atoms, n_blocks)
     model.support = None  # random parameters: only the speed is looked at
-    sampler = Sampler(model, Spring.from_time_step(1e-6, 0.002), temperature=300, seed=1)
+    return Sampler(model, Spring.from_time_step(1e-6, 0.002), temperature=300, seed=1, resident=resident)
+
+
+def replica_steps_per_second(loop: str, atoms: int, threads: int) -> float:
+    pin(threads)
+    backend, resident, n_steps = LOOPS[loop]
+    run, x = sampler(atoms, resident).run, molecule(N_REPLICAS, atoms)
     with use_backend(backend):
-        return N_REPLICAS * N_STEPS[backend] / median_seconds(
-            lambda: sampler.run(x, N_STEPS[backend], save_every=N_STEPS[backend]), 3)
+        return N_REPLICAS * n_steps / median_seconds(lambda: run(x, n_steps, save_every=n_steps), 3)
 
 
-def track_replica_steps_per_second(backend, atoms):
-    return run(backend, atoms)
+def track_replica_steps_per_second(loop, atoms):
+    return replica_steps_per_second(loop, atoms, threads=2)
 
 
-def track_speedup_sampler(atoms):
-    return run("native", atoms) / run("reference", atoms)
+def track_resident_over_reference(atoms):
+    return replica_steps_per_second("resident", atoms, 2) / replica_steps_per_second("reference", atoms, 2)
 
 
-track_replica_steps_per_second.params = [BACKENDS, [HEAVY, ALL]]
-track_replica_steps_per_second.param_names = ["backend", "atoms"]
-track_replica_steps_per_second.unit = "replica-steps/s"
-track_speedup_sampler.params, track_speedup_sampler.param_names = [HEAVY, ALL], ["atoms"]
-track_speedup_sampler.unit = "native/reference"
+def track_two_threads_over_one(atoms):
+    return replica_steps_per_second("resident", atoms, 2) / replica_steps_per_second("resident", atoms, 1)
+
+
+def track_one_replica(loop, atoms):
+    """Steps per second of a single replica, which no batch hides the calls of, one thread."""
+    pin()
+    backend, resident, n_steps = LOOPS[loop]
+    run, x = sampler(atoms, resident).run, molecule(1, atoms)
+    with use_backend(backend):
+        return n_steps / median_seconds(lambda: run(x, n_steps, save_every=n_steps), 3)
+
+
+def track_five_beads_per_cpu_second():
+    """The size of ScoreMD's backbone model: five beads, two blocks, 64 features; CPU seconds of one thread."""
+    pin()
+    run, x = sampler(5, True, n_blocks=2).run, molecule(N_REPLICAS, 5)
+    seconds = []
+    for _ in range(4):
+        started = time.process_time()
+        run(x, 4000, save_every=4000)
+        seconds.append(time.process_time() - started)
+    return N_REPLICAS * 4000 / sorted(seconds[1:])[1]
+
+
+for track in (track_replica_steps_per_second, track_one_replica):
+    track.params, track.param_names = [list(LOOPS), [HEAVY, ALL]], ["loop", "atoms"]
+    track.unit = "replica-steps/s"
+for track in (track_resident_over_reference, track_two_threads_over_one):
+    track.params, track.param_names = [HEAVY, ALL], ["atoms"]
+track_resident_over_reference.unit = "resident/reference"
+track_two_threads_over_one.unit = "2 threads/1 thread"
+track_five_beads_per_cpu_second.unit = "replica-steps/CPU-s"

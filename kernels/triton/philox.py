@@ -1,12 +1,30 @@
-"""Counter-based normals in Triton: twin of csrc/philox.hpp, operation for operation.
+"""Counter-based normals in Triton: twin of csrc/philox.hpp and csrc/normals.hpp, operation for operation.
 
-The words are bit-identical everywhere.  The normals are made of IEEE additions, multiplications, divisions and square
-roots only, in the order of the C++, which is compiled without fused multiply-adds; so under ``enable_fp_fusion=False``
-(see ``LAUNCH`` in em_step.py) they equal those of the CPU bit for bit, in the interpreter and on a GPU alike.
+The words are bit-identical everywhere.  The normals are made of IEEE additions, multiplications and square roots only,
+in the order of the C++, which is compiled without fused multiply-adds; so under ``enable_fp_fusion=False`` (see
+``LAUNCH`` in em_step.py) they equal those of the CPU bit for bit, in the interpreter and on a GPU alike.
 """
 
 import triton
 import triton.language as tl
+
+# The polynomials of csrc/normals.hpp, which says what of.
+LOG_32 = tl.constexpr((
+    -1.99999994838, 0.999999759599, -0.666683713811, 0.500041458765, -0.399136602593, 0.331248266469,
+    -0.299046396795, 0.287334779174, -0.174441934406))
+SINE_32 = tl.constexpr((
+    1.57079631845, -0.645963710605, 0.0796896789617, -0.00467376662385, 0.000151485132629))
+LOG_64 = tl.constexpr((
+    -2.000000000000000005, 1.000000000000000888, -0.6666666666666584316, 0.4999999999994562439,
+    -0.4000000000019800374, 0.3333333334319920678, -0.2857142855773485663, 0.2499999918113519158,
+    -0.2222222223198285335, 0.2000003676959436375, -0.1818185488232809793, 0.1666571143703189618,
+    -0.1538285158344021206, 0.1430005599688726847, -0.1337215866625896542, 0.1238771812158808116,
+    -0.1131556213701623532, 0.1135809057748299002, -0.1306678418800545347, 0.120153554631054074,
+    -0.05232168200103143038))
+SINE_64 = tl.constexpr((
+    1.570796326794896619, -0.6459640975062461911, 0.07969262624616543557, -0.004681754135302642315,
+    0.000160441184706821503, -3.598843007208232908e-6, 5.692134872719403751e-8, -6.684321722657890861e-10,
+    5.870611059804375073e-12))
 
 
 @triton.jit
@@ -26,60 +44,56 @@ def exact_sqrt(x):
 
 
 @triton.jit
-def exact_ratio(x, y):
-    """The IEEE quotient; ``/`` of float32 is an approximation."""
-    if x.dtype == tl.float32:
-        return tl.div_rn(x, y)
-    else:
-        return x / y
+def bits_of(x):
+    """The bits of a float as an unsigned integer of the same width."""
+    return x.to(tl.uint32 if x.dtype == tl.float32 else tl.uint64, bitcast=True)
 
 
 @triton.jit
-def log_uniform(n, DTYPE: tl.constexpr):
-    """log(n * 2^-24) for int32 n in 1 .. 2^24: log m = 2 artanh((m-1)/(m+1)), mantissa m in [1/sqrt 2, sqrt 2)."""
-    TERMS: tl.constexpr = 6 if DTYPE.primitive_bitwidth == 32 else 12
-    bits = n.to(tl.float32).to(tl.int32, bitcast=True)
-    mantissa = ((bits & 0x007FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
-    high = mantissa > 1.41421356
-    exponent = (bits >> 23) - 127 + (high.to(tl.int32) - 24)
-    m = tl.where(high, 0.5 * mantissa, mantissa).to(DTYPE)
-    s = exact_ratio(m - 1.0, m + 1.0)
-    s2 = s * s
-    total = 1.0 / (2 * TERMS - 1)
+def squared_radius(word, DTYPE: tl.constexpr):
+    """-2 log u, u = ((word >> 8) + 1) / 2^24: u 2^24 = 2^e (1 + f), 1 + f in [1/sqrt 2, sqrt 2), exactly."""
+    SINGLE: tl.constexpr = DTYPE.primitive_bitwidth == 32
+    LOG: tl.constexpr = LOG_32 if SINGLE else LOG_64
+    TERMS: tl.constexpr = 9 if SINGLE else 21
+    MANTISSA: tl.constexpr = 23 if SINGLE else 52
+    ROOT_HALF: tl.constexpr = 0x3F3504F3 if SINGLE else 0x3FE6A09E667F3BCD
+    bits = bits_of(((word >> 8) + 1).to(tl.int32).to(DTYPE))
+    e = (bits - ROOT_HALF) >> MANTISSA
+    whole = (24.0 - e.to(tl.int32).to(DTYPE)) * 1.386294361119890618834464
+    f = (bits - (e << MANTISSA)).to(DTYPE, bitcast=True) - 1.0
+    square = f * f
+    even = tl.zeros_like(f) + LOG[TERMS - 1]
+    odd = tl.zeros_like(f) + LOG[TERMS - 2]
+    for k in tl.static_range(TERMS - 3, -1, -2):
+        even = even * square + LOG[k]
+        if k > 0:
+            odd = odd * square + LOG[k - 1]
+    return whole + (odd * f + even) * f
+
+
+@triton.jit
+def cosine(word, DTYPE: tl.constexpr):
+    """cos of (word >> 8) / 2^24 turns = q half turns and a part h of one: (-1)^q sin(pi/2 (1 - 2 h)), h exact."""
+    SINGLE: tl.constexpr = DTYPE.primitive_bitwidth == 32
+    SINE: tl.constexpr = SINE_32 if SINGLE else SINE_64
+    TERMS: tl.constexpr = 5 if SINGLE else 9
+    x = 1.0 - ((word >> 8) & 0x7FFFFF).to(tl.int32).to(DTYPE) * (2.0 / 8388608.0)
+    square = x * x
+    total = tl.zeros_like(x) + SINE[TERMS - 1]
     for k in tl.static_range(TERMS - 2, -1, -1):
-        total = total * s2 + 1.0 / (2 * k + 1)
-    return exponent.to(DTYPE) * 0.693147180559945309417232 + 2.0 * s * total
-
-
-@triton.jit
-def box_muller(radius_word, angle_word, DTYPE: tl.constexpr):
-    """(cosine part, sine part) from two words: u = ((w >> 8) + 1) / 2^24 is the radius, w >> 8 the angle in turns."""
-    SINE_TERMS: tl.constexpr = 5 if DTYPE.primitive_bitwidth == 32 else 9
-    COSINE_TERMS: tl.constexpr = 6 if DTYPE.primitive_bitwidth == 32 else 10
-    radius = exact_sqrt(-2.0 * log_uniform((radius_word >> 8).to(tl.int32) + 1, DTYPE))
-    n = (angle_word >> 8).to(tl.int32)
-    quarter = (n + (1 << 21)) >> 22  # the nearest quarter turn is taken off in integers, exactly
-    x = (n - (quarter << 22)).to(DTYPE) * (6.283185307179586476925287 / 16777216.0)
-    x2 = x * x
-    sine = 1.0
-    for k in tl.static_range(SINE_TERMS, 0, -1):
-        sine = 1.0 - sine * x2 * (1.0 / (2 * k * (2 * k + 1)))
-    cosine = 1.0
-    for k in tl.static_range(COSINE_TERMS, 0, -1):
-        cosine = 1.0 - cosine * x2 * (1.0 / ((2 * k - 1) * 2 * k))
-    sine *= x
-    swap = (quarter & 1) != 0
-    c = tl.where(swap, sine, cosine)
-    s = tl.where(swap, cosine, sine)
-    return (radius * tl.where(((quarter + 1) & 2) != 0, -c, c), radius * tl.where((quarter & 2) != 0, -s, s))
+        total = total * square + SINE[k]
+    part = x * total
+    return tl.where((word >> 31) != 0, -part, part)
 
 
 @triton.jit
 def philox_normals(atom, replica, seed_low, seed_high, step_low, step_high_and_domain, DTYPE: tl.constexpr):
     """The three components of each site's noise, from the four words of one Philox call (one normal is not used)."""
     w0, w1, w2, w3 = philox_words(atom, replica, seed_low, seed_high, step_low, step_high_and_domain)
-    x, y = box_muller(w0, w1, DTYPE)
-    z, _ = box_muller(w2, w3, DTYPE)
+    radius = exact_sqrt(squared_radius(w0, DTYPE))
+    x = radius * cosine(w1, DTYPE)
+    y = radius * cosine(w1 + 0xC0000000, DTYPE)  # a sine is the cosine of a quarter turn less
+    z = exact_sqrt(squared_radius(w2, DTYPE)) * cosine(w3, DTYPE)
     return x, y, z
 
 

@@ -235,10 +235,11 @@ def test_the_module_refuses_what_would_read_out_of_bounds(rng, wrong):
     positions = make_positions(rng, 1, 5)
     folded = model.folded(0.01, torch.float64)
     if wrong == "features":
-        folded.sizes = (5, 17, *folded.sizes[2:])
+        folded.description["n_features"] = 17
     else:
-        folded.tensors[wrong] = folded.tensors[wrong].clone()
-        folded.tensors[wrong][0, 1] = 5 if wrong == "quadruples" else -1
+        atoms = getattr(model, wrong).clone()
+        atoms[0, 1] = 5 if wrong == "quadruples" else -1
+        folded.description[wrong] = atoms.data_ptr()
     energy, score = torch.full((1,), 7.0, dtype=torch.float64), torch.empty_like(positions)
     with pytest.raises(ValueError, match="expected"):
         folded.run(positions, energy, score)

@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath  # torch brings it
 import numpy as np
 import pytest
 import torch
@@ -98,6 +99,134 @@ def test_noise_does_not_depend_on_batch_or_threads(rng, dtype):
         set_num_threads(None)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("level", SIMD_LEVELS)
+def test_noise_does_not_depend_on_the_place_in_a_register(rng, level, dtype):
+    """Every number of sites from 1 to beyond two registers, at every offset of one molecule in a batch."""
+    positions, score = make(rng, 75, 1, dtype)
+    per_replica = dict(COMMON, variance=torch.linspace(0.5, 1.5, 75, dtype=torch.float64))
+    with simd_level(level):
+        whole, scaled = ops.em_step(positions, score, **COMMON), ops.em_step(positions, score, **per_replica)
+        for n in range(1, 38):
+            got = ops.em_step(positions[:n], score[:n], **COMMON)
+            assert torch.equal(got, whole[:n])
+            arguments = dict(COMMON, first_replica=COMMON["first_replica"] + n)
+            assert torch.equal(ops.em_step(positions[n:n + 3], score[n:n + 3], **arguments), whole[n:n + 3])
+            arguments["variance"] = per_replica["variance"][n:n + 3]
+            assert torch.equal(ops.em_step(positions[n:n + 3], score[n:n + 3], **arguments), scaled[n:n + 3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n_atoms", [1, 2, 3, 5, 7, 15, 16, 17, 31, 33, 130])
+def test_replicas_agree_whatever_the_molecule_size(rng, n_atoms, dtype):
+    """Atoms and replicas are counted a register at a time; one number for all, or one for each, is the same step."""
+    positions, score = make(rng, 300 // n_atoms + 2, n_atoms, dtype)
+    whole = ops.em_step(positions, score, **COMMON, return_noise=True)
+    spread = dict(COMMON, diffusion=torch.full((n_atoms,), COMMON["diffusion"], dtype=torch.float64),
+                  variance=torch.ones(positions.shape[0], dtype=torch.float64))
+    assert torch.equal(ops.em_step(positions, score, **spread), whole.positions)
+    assert torch.equal(ops.em_step(positions, score, **COMMON), whole.positions)
+    for r in range(positions.shape[0]):
+        arguments = dict(COMMON, first_replica=COMMON["first_replica"] + r)
+        assert torch.equal(ops.em_step(positions[r:r + 1], score[r:r + 1], **arguments), whole.positions[r:r + 1])
+
+
+# Sites with a rare word, found by a search over replicas of atom 0, seed 0, step 0: (which word, word >> 8, replica).
+# Even words are radii: u = 2^-24, 1 - 2^-24, 1, and both sides of 1/sqrt 2, where the logarithm changes its interval.
+# Odd words are angles: borders of the half turns, both of their sides, and the middles between them.
+RARE_WORDS = [
+    (0, 0x000000, 1224113), (0, 0xFFFFFE, 14339733), (2, 0xFFFFFF, 921823), (0, 0xB504F2, 4680722),
+    (2, 0xB504F3, 11821377), (3, 0x000000, 372860), (3, 0x000001, 3945308), (3, 0xFFFFFF, 8459372),
+    (1, 0x3FFFFF, 6202399), (1, 0x400000, 3634013), (1, 0x400001, 9493610), (1, 0x7FFFFF, 19883431),
+    (3, 0x800000, 2368153), (3, 0x800001, 1325170), (1, 0xBFFFFF, 25760426), (3, 0xC00000, 770495),
+    (1, 0xC00001, 2986626), (1, 0x200000, 10012483), (3, 0x600000, 16129702), (1, 0xA00000, 15567811),
+    (1, 0xE00000, 8337968),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("level", SIMD_LEVELS)
+def test_normals_of_extreme_words(level, dtype):
+    """Within 5 ulp of the exact value of the two words, which mpmath takes to 40 digits; zero where that is zero."""
+    zero, epsilon = torch.zeros(1, 1, 3, dtype=dtype), torch.finfo(dtype).eps
+    for which, n, replica in RARE_WORDS:
+        words = [int(w) >> 8 for w in philox_words(0, torch.tensor(replica), 0, torch.tensor(0))]
+        assert words[which] == n
+        with simd_level(level):
+            got = ops.em_step(zero, zero, diffusion=0.5, time_step=1.0, first_replica=replica)[0, 0]
+        with mpmath.workdps(40):
+            for component, (radius, angle, function) in enumerate(((0, 1, mpmath.cospi), (0, 1, mpmath.sinpi),
+                                                                   (2, 3, mpmath.cospi))):
+                u, turns = mpmath.mpf(words[radius] + 1) / 2**24, mpmath.mpf(words[angle]) / 2**24
+                want = mpmath.sqrt(-2 * mpmath.log(u)) * function(2 * turns)
+                assert abs(got[component].item() - want) <= 5 * epsilon * abs(want)
+
+
+@pytest.mark.parametrize("level", SIMD_LEVELS)
+def test_float32_normals_are_those_of_float64(level):
+    """A quarter of a million numbers within 5 ulp, so also in the tails and near zero (rounding alone allows 0.5)."""
+    zero = torch.zeros(84000, 1, 3)
+    with simd_level(level):
+        got = ops.em_step(zero, zero, **COMMON, return_noise=True).noise.double()
+        want = ops.em_step(zero.double(), zero.double(), **COMMON, return_noise=True).noise
+    assert ((got - want).abs() <= 5 * torch.finfo(torch.float32).eps * want.abs()).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("level", SIMD_LEVELS)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (40, 16), (1000, 22)])
+def test_in_place_is_the_same_step(rng, level, shape, dtype):
+    positions, score = make(rng, *shape, dtype)
+    with simd_level(level):
+        want = ops.em_step(positions, score, **COMMON, return_noise=True, return_log_density=True)
+        for out in (positions.clone(), torch.empty_like(positions)):
+            start = out if out.equal(positions) else positions
+            assert ops.em_step(start, score, **COMMON, out=out) is out
+            assert torch.equal(out, want.positions)
+        moved = positions.clone()
+        got = ops.em_step(moved, score, **COMMON, return_noise=True, return_log_density=True, out=moved)
+    assert got.positions is moved and all(torch.equal(a, b) for a, b in zip(got, want))
+    by_reference = positions.clone()
+    assert reference.em_step(by_reference, score, **COMMON, out=by_reference) is by_reference
+    torch.testing.assert_close(by_reference, want.positions)
+
+
+def test_in_place_writes_nothing_beside(rng):
+    """Slices of a larger array, at every alignment of the first element."""
+    for n in (1, 15, 16, 17, 50):
+        for offset in range(4):
+            memory = torch.full((3 * n + 12,), 7.0)
+            positions = memory[offset:offset + 3 * n].view(n, 1, 3)
+            positions.zero_()
+            ops.em_step(positions, positions.clone(), **COMMON, out=positions)
+            assert (memory[:offset] == 7).all() and (memory[offset + 3 * n:] == 7).all()
+
+
+@pytest.mark.parametrize("level", SIMD_LEVELS)
+def test_not_a_number_stays_where_it_is(rng, level):
+    positions, score = make(rng, 9, 5)
+    positions[2, 3, 1], score[7, 0, 2] = float("nan"), float("nan")
+    with simd_level(level):
+        moved = ops.em_step(positions, score, **COMMON)
+    assert torch.equal(moved.isnan(), positions.isnan() | score.isnan())
+
+
+def test_in_place_operator(rng):
+    positions, score = make(rng)
+    one = torch.ones(1, dtype=torch.float64)
+    opcheck(torch.ops.diffmd_fast.em_step_, (positions.clone(), score, one, one, 1, 0, 0))
+    want = torch.ops.diffmd_fast.em_step(positions, score, one, one, 1, 0, 0, False, False)[0]
+    strided = positions.transpose(0, 1).contiguous().transpose(0, 1)
+    assert not strided.is_contiguous()
+    torch.ops.diffmd_fast.em_step_(strided, score, one, one, 1, 0, 0)
+    assert torch.equal(strided, want)
+    memory = torch.zeros(6 * 3 * 2)
+    with pytest.raises(InputError, match="^score:"):
+        torch.ops.diffmd_fast.em_step_(memory[:18].view(2, 3, 3), memory[3:21].view(2, 3, 3), one, one, 1, 0, 0)
+    with pytest.raises(InputError, match="^score:"):
+        torch.ops.diffmd_fast.em_step_(positions, score.requires_grad_(), one, one, 1, 0, 0)
+
+
 def test_step_is_the_spring(rng):
     """theory.md section 1: EM with time step dt and the Gaussian with k = 1/(2 D dt) are one: same x' and density."""
     positions, score = make(rng, dtype=torch.float64)
@@ -141,6 +270,18 @@ def test_normals_are_standard():
         assert abs((xi[:, c] ** 4).mean() - 3) < 5 * math.sqrt(96 / n)
     for a, b in ((xi[:, 0], xi[:, 1]), (xi[:, 1], xi[:, 2]), (xi[:-1, 0], xi[1:, 0])):
         assert abs(np.mean(a * b)) < 5 / math.sqrt(n)
+
+
+def test_normals_follow_the_normal_distribution():
+    """Kolmogorov-Smirnov on 3 million numbers, each component apart: limit at p = 1e-5 each (the asymptotic law gives
+    D sqrt n = sqrt(-log(p/2) / 2) = 2.47), so false alarm at most 3e-5 together. Fixed seed, no retry."""
+    n = 1_000_000
+    zero = torch.zeros(n, 1, 3)
+    xi = ops.em_step(zero, zero, diffusion=0.5, time_step=1.0, seed=2024, step=7).double()[:, 0]
+    cumulative = torch.special.ndtr(xi.sort(dim=0).values)
+    grid = torch.arange(n + 1, dtype=torch.float64)[:, None] / n
+    distance = torch.maximum((grid[1:] - cumulative).amax(0), (cumulative - grid[:-1]).amax(0))
+    assert (distance * math.sqrt(n) < math.sqrt(-math.log(0.5e-5) / 2)).all()
 
 
 def test_gradients(rng):
@@ -237,6 +378,13 @@ BAD = [
     ("time_step", dict(time_step=10**400)),
     ("first_replica", dict(first_replica=2**32)),
     ("step", dict(step=-1)),
+    ("out", dict(out=[0.0])),
+    ("out", dict(out=torch.zeros(2, 3, 4))),
+    ("out", dict(out=torch.zeros(2, 3, 3, dtype=torch.float64))),
+    ("out", dict(out=torch.zeros(2, 3, 3, device="meta"))),
+    ("out", dict(out=torch.zeros(3, 2, 3).transpose(0, 1))),
+    ("out", dict(out=torch.zeros(2, 3, 3, requires_grad=True))),
+    ("out", dict(out=torch.zeros(2, 3, 3), score=torch.zeros(2, 3, 3, requires_grad=True))),
 ]
 
 

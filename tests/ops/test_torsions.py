@@ -310,3 +310,10 @@ def test_registered_operators_check_before_they_touch_memory():
         OPERATORS.torsions_backward(torch.zeros(2, 2, 2), x, q)
     with pytest.raises(InputError, match="^cotangent:"):
         OPERATORS.torsions_double_backward(torch.zeros(1, 5, 3), torch.zeros(2, 1, 2), x, q)
+
+
+def test_replicas_without_atoms_cost_nothing():
+    """A tensor of 2^60 such replicas has no elements; a loop over the replicas would not end."""
+    positions, none = torch.zeros(2**60, 0, 3), torch.zeros(0, 4, dtype=torch.int64)
+    assert ops.torsions(positions, none).shape == (2**60, 0, 2)
+    assert torch.ops.diffmd_fast.torsions_backward(torch.zeros(2**60, 0, 2), positions, none).shape == positions.shape

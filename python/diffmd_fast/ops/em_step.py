@@ -15,13 +15,15 @@ from torch import Tensor
 from ..backend import current_backend, run_reference, triton_runs
 from ..errors import InputError, check_integer, check_number, check_tensor, require
 from ..reference.em_step import EmStepResult, em_step_core, log_density_of
-from ._library import NATIVE_DTYPES, define, get_num_threads, native, refuse_gradient, register_autograd
+from ._library import LIBRARY, NATIVE_DTYPES, define, get_num_threads, native, refuse_gradient, register_autograd
+
+MAX_ATOMS = 2**31 - 32  # csrc/normals.hpp counts atoms in signed 32 bits, a register ahead
 
 
 def em_step(positions: Tensor, score: Tensor, *, diffusion: float | Tensor, time_step: float | None = None,
             stiffness: float | Tensor | None = None, variance: float | Tensor = 1.0, seed: int = 0,
             first_replica: int = 0, step: int = 0, return_noise: bool = False,
-            return_log_density: bool = False) -> Tensor | EmStepResult:
+            return_log_density: bool = False, out: Tensor | None = None) -> Tensor | EmStepResult:
     """Advance every replica by one step.
 
     Args:
@@ -37,6 +39,9 @@ def em_step(positions: Tensor, score: Tensor, *, diffusion: float | Tensor, time
         step: number of the step, 0 .. 2^56-1.
         return_noise: also return xi [replicas, atoms, 3].
         return_log_density: also return log p(x'|x) [replicas], of the Gaussian in (spring).
+        out: write the new positions into this contiguous tensor like ``positions``, and return it.  ``positions``
+            itself makes the step in place, on a CPU without memory of its own unless noise or log density are asked
+            for; any other tensor saves the caller a copy, no memory.  Not with gradients.
 
     Returns:
         The new positions, or an :class:`EmStepResult` when noise or log density was asked for.  Differentiable
@@ -48,15 +53,22 @@ def em_step(positions: Tensor, score: Tensor, *, diffusion: float | Tensor, time
     """
     diffusion_time, variance = _check(positions, score, diffusion, time_step, stiffness, variance, seed,
                                       first_replica, step)
-    if run_reference(positions.device.type, "em_step", triton=True):
+    if out is not None:
+        _check_out(out, positions, score)
+    signed = seed - 2**64 if seed >= 2**63 else seed  # a schema's int is signed; the bits are the same
+    by_reference = run_reference(positions.device.type, "em_step", triton=True)
+    if out is positions and not (by_reference or return_noise or return_log_density):
+        torch.ops.diffmd_fast.em_step_(positions, score, diffusion_time, variance, signed, first_replica, step)
+        return positions
+    if by_reference:
         outputs = em_step_core(positions, score, diffusion_time, variance, seed, first_replica, step)
     else:
-        signed = seed - 2**64 if seed >= 2**63 else seed  # a schema's int is signed; the bits are the same
         outputs = torch.ops.diffmd_fast.em_step(positions, score, diffusion_time, variance, signed, first_replica,
                                                 step, return_noise or return_log_density, return_log_density)
+    moved = outputs[0] if out is None else out.copy_(outputs[0])
     if not (return_noise or return_log_density):
-        return outputs[0]
-    return EmStepResult(outputs[0], outputs[1] if return_noise else None,
+        return moved
+    return EmStepResult(moved, outputs[1] if return_noise else None,
                         outputs[2] if return_log_density else None)
 
 
@@ -77,6 +89,13 @@ def _check(positions, score, diffusion, time_step, stiffness, variance, seed, fi
         diffusion_time = (0.5 / k).expand(d.shape) if d.numel() > k.numel() else 0.5 / k
     v = _per("variance", variance, n_replicas, positions.device, "", above_zero=False, each="replicas")
     return diffusion_time.contiguous(), v
+
+
+def _check_out(out, positions, score) -> None:
+    check_tensor(out, "out", tuple(positions.shape), like=("positions", positions))
+    require(out.is_contiguous(), "out", "a contiguous tensor", f"strides {list(out.stride())}")
+    tracked = torch.is_grad_enabled() and (out.requires_grad or positions.requires_grad or score.requires_grad)
+    require(not tracked, "out", "no gradients (no derivative goes through out)", "requires_grad=True")
 
 
 def _per(name: str, value, n: int, device, unit: str, above_zero: bool, each: str = "atoms") -> Tensor:
@@ -106,9 +125,10 @@ def _check_call(positions, score, diffusion_time, variance, first_replica, step)
             and score.shape == positions.shape and score.dtype == positions.dtype
             and diffusion_time.shape in ((1,), positions.shape[1:2]) and variance.shape in ((1,), positions.shape[:1])
             and diffusion_time.dtype == variance.dtype == torch.float64
-            and 0 <= first_replica <= 2**32 - 1 and 0 <= step < 2**56):
+            and positions.shape[1] <= MAX_ATOMS and 0 <= first_replica <= 2**32 - 1 and 0 <= step < 2**56):
         return
     check_tensor(positions, "positions", ("replicas", "atoms", 3))
+    require(positions.shape[1] <= MAX_ATOMS, "positions", f"at most {MAX_ATOMS} atoms", positions.shape[1])
     check_tensor(score, "score", tuple(positions.shape), like=("positions", positions))
     for name, value, n in (("diffusion_time", diffusion_time, positions.shape[1]),
                            ("variance", variance, positions.shape[0])):
@@ -123,16 +143,19 @@ def _cpu(positions, score, diffusion_time, variance, seed, first_replica, step, 
         return _triton(positions, score, diffusion_time, variance, seed, first_replica, step, with_noise,
                        with_log_density)
     positions, score, diffusion_time, variance = (t.contiguous() for t in (positions, score, diffusion_time, variance))
-    n_replicas, n_atoms, _ = positions.shape
     moved = torch.empty_like(positions)
     noise = torch.empty_like(positions) if with_noise or with_log_density else positions.new_empty(0)
-    log_density = positions.new_empty(n_replicas if with_log_density else 0)
-    native("em_step", positions.dtype)(
-        n_replicas, n_atoms, positions.data_ptr(), score.data_ptr(), diffusion_time.data_ptr(),
-        diffusion_time.numel() > 1, variance.data_ptr(), variance.numel() > 1, seed & (2**64 - 1), first_replica, step,
-        0, moved.data_ptr(), noise.data_ptr() if noise.numel() else 0,
-        log_density.data_ptr() if with_log_density else 0, get_num_threads())
+    log_density = positions.new_empty(positions.shape[0] if with_log_density else 0)
+    _native(positions, score, diffusion_time, variance, seed, first_replica, step, moved,
+            noise.data_ptr() if noise.numel() else 0, log_density.data_ptr() if with_log_density else 0)
     return moved, noise, log_density
+
+
+def _native(positions, score, diffusion_time, variance, seed, first_replica, step, moved, noise=0, log_density=0):
+    native("em_step", positions.dtype)(
+        positions.shape[0], positions.shape[1], positions.data_ptr(), score.data_ptr(), diffusion_time.data_ptr(),
+        diffusion_time.numel() > 1, variance.data_ptr(), variance.numel() > 1, seed & (2**64 - 1), first_replica, step,
+        0, moved.data_ptr(), noise, log_density, get_num_threads())
 
 
 def _triton(positions, score, diffusion_time, variance, seed, first_replica, step, with_noise, with_log_density):
@@ -163,6 +186,39 @@ def _fake(positions, score, diffusion_time, variance, seed, first_replica, step,
             positions.new_empty(positions.shape[0] if with_log_density else 0))
 
 
+def _cpu_in_place(positions, score, diffusion_time, variance, seed, first_replica, step):
+    _check_call(positions, score, diffusion_time, variance, first_replica, step)
+    if current_backend() == "triton" or not positions.is_contiguous():
+        positions.copy_(_cpu(positions, score, diffusion_time, variance, seed, first_replica, step, False, False)[0])
+        return
+    score, diffusion_time, variance = (t.contiguous() for t in (score, diffusion_time, variance))
+    apart = abs(positions.data_ptr() - score.data_ptr())
+    require(apart == 0 or apart >= positions.nbytes, "score", "memory apart from that of positions, which are "
+            "overwritten", "an overlap")
+    _native(positions, score, diffusion_time, variance, seed, first_replica, step, positions)
+
+
+def _cuda_in_place(positions, *arguments):
+    positions.copy_(_cuda(positions, *arguments, False, False)[0])
+
+
+def _other_in_place(positions, *arguments):
+    positions.copy_(_other(positions, *arguments, False, False)[0])
+
+
+def _fake_in_place(positions, score, diffusion_time, variance, seed, first_replica, step):
+    return None
+
+
+def _no_gradient_in_place(positions, score, diffusion_time, variance, seed, first_replica, step):
+    tensors = {"positions": positions, "score": score, "diffusion_time": diffusion_time, "variance": variance}
+    for name, tensor in tensors.items():
+        require(not (torch.is_grad_enabled() and tensor.requires_grad), name, "a tensor without gradient (em_step_ "
+                "overwrites positions and is not differentiable)", "requires_grad=True")
+    with torch._C._AutoDispatchBelowAutograd():
+        torch.ops.diffmd_fast.em_step_(positions, score, diffusion_time, variance, seed, first_replica, step)
+
+
 def _setup_context(ctx, inputs, output):
     refuse_gradient(ctx, "em_step", {2: "diffusion_time", 3: "variance"})
     ctx.save_for_backward(inputs[2])
@@ -180,3 +236,8 @@ define("em_step(Tensor positions, Tensor score, Tensor diffusion_time, Tensor va
        "int first_replica, int step, bool with_noise, bool with_log_density) -> (Tensor, Tensor, Tensor)",
        _cpu, _fake, _other, _cuda)
 register_autograd("em_step", _backward, _setup_context)
+
+# A second operator and not an argument of the first: a schema says once for all what is overwritten.
+define("em_step_(Tensor(a!) positions, Tensor score, Tensor diffusion_time, Tensor variance, int seed, "
+       "int first_replica, int step) -> ()", _cpu_in_place, _fake_in_place, _other_in_place, _cuda_in_place)
+LIBRARY.impl("em_step_", _no_gradient_in_place, "Autograd")

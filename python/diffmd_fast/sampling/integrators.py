@@ -23,6 +23,7 @@ class EulerMaruyama:
     """
 
     name = "euler-maruyama"
+    resident = True  # csrc/resident_sampler.cpp has it
 
     def __init__(self, diffusion_time: Tensor, variance: Tensor, seed: int):
         self.diffusion_time, self.variance, self.seed = diffusion_time, variance, seed

@@ -31,6 +31,7 @@ class Run:
         frames: Any,
         reporters: tuple[Reporter, ...],
         bar: Progress,
+        batches: tuple[Tensor, ...] | None = None,
     ):
         self.positions, self.step, self.lost = positions, step, list(lost)
         self._evaluate, self._frames, self._reporters, self._bar = sampler._evaluate, frames, reporters, bar
@@ -39,7 +40,8 @@ class Run:
         variance = torch.tensor([sampler.temperature / sampler.model_temperature], dtype=torch.float64, device=device)
         self._integrator = sampler._integrator(diffusion_time, variance, sampler.seed)
         self._support = sampler._support(positions)
-        self._batches = sampler._batches(positions)  # views: moving them moves the positions
+        # views: moving them moves the positions
+        self._batches = sampler._batches(positions) if batches is None else batches
         size = len(self._batches[0])
         self._first = [i * size for i in range(len(self._batches))]
         self._first_replica = [sampler.first_replica + first for first in self._first]
@@ -95,15 +97,19 @@ class Run:
             self._lose(
                 replica,
                 self._support.reason(self.positions[replica], None if energy is None else energy[replica]),
+                self.step,
             )
         if bad:
             self._put_back()
         self._good.copy_(self.positions)
         if save:
-            self._frames.append(self.step, self.positions, self.alive)
-            for reporter in self._reporters:
-                reporter(self.step, self.positions, energy, self.alive.copy())
+            self._save(self.step, self.positions, energy, self.alive)
         self._bar.update(self.step, int(self.alive.sum()), len(self.lost))
+
+    def _save(self, step: int, positions: Tensor, energy: Tensor | None, alive: np.ndarray) -> None:
+        self._frames.append(step, positions, alive)
+        for reporter in self._reporters:
+            reporter(step, positions, energy, alive.copy())
 
     def _lose_not_finite(self) -> None:
         good = torch.isfinite(self.positions).flatten(1).all(1).cpu().numpy()
@@ -112,19 +118,19 @@ class Run:
             b = replica // len(self._batches[0])
             score = self._evaluations[b][1][replica - self._first[b]]
             what = "positions are" if bool(torch.isfinite(score).all()) else "score is"
-            self._lose(replica, f"its {what} not finite")
+            self._lose(replica, f"its {what} not finite", self.step)
         if len(bad):
             self._put_back()
 
-    def _lose(self, replica: int, reason: str) -> None:
+    def _lose(self, replica: int, reason: str, step: int) -> None:
         self.alive[replica] = False
-        self.lost.append(Lost(replica, self.step, reason))
+        self.lost.append(Lost(replica, step, reason))
         if len(self.lost) <= MAX_SAID:
-            self._bar.say(f"replica {replica} lost at step {self.step}: {reason}")
+            self._bar.say(f"replica {replica} lost at step {step}: {reason}")
         elif len(self.lost) == MAX_SAID + 1:
             self._bar.say("more replicas are lost; all are listed at the end")
         if not self.alive.any():
-            self._bar.say(f"every replica was lost by step {self.step}: the run ends")
+            self._bar.say(f"every replica was lost by step {step}: the run ends")
 
     def _put_back(self) -> None:
         """Lost replicas stand still where they were last good, in a batch of unchanged shape."""

@@ -16,6 +16,7 @@ from .evaluation import Evaluator, as_positions, fingerprint, model_temperature
 from .integrators import find_integrator
 from .loop import Run
 from .reporters import Progress, Reporter
+from .resident import ResidentRun, why_not_resident
 from .restart import FileFrames, MemoryFrames, hash_positions
 from .spring import Spring, _row
 from .stability import Stability, check_stability
@@ -39,8 +40,12 @@ class Sampler:
         first_replica: number of the first replica in the noise; a run of replicas 64..127 continues one of
             0..63.
         batch_size: replicas evaluated together, default all.  Affects memory and speed, not the result (bit
-            for bit where the model's values do not depend on the batch, as with the native SchNet).
+            for bit where the model's values do not depend on the batch, as with the native SchNet); the resident
+            loop chooses its own blocks.
         force: run a time step beyond the stability limit, and say so.
+        resident: None (default) runs the whole loop in native code where model, integrator and backend allow, and
+            step by step elsewhere; True refuses to run step by step, and says why it would have to; False runs
+            step by step.  The trajectory is the same to the bit.
 
     Raises:
         InputError: an argument out of range, a model without a score, an unknown integrator.
@@ -58,6 +63,7 @@ class Sampler:
         first_replica: int = 0,
         batch_size: int | None = None,
         force: bool = False,
+        resident: bool | None = None,
     ):
         self._evaluate = Evaluator(model, noise_level)
         require(
@@ -67,6 +73,8 @@ class Sampler:
             type(spring).__name__,
         )
         self.model, self.spring, self.force = model, spring, force
+        require(resident in (None, True, False), "resident", "None, True or False", repr(resident))
+        self.resident = resident
         self.model_temperature = model_temperature(model)
         self.temperature = (
             self.model_temperature
@@ -131,8 +139,8 @@ class Sampler:
 
         Raises:
             InputError: bad arguments, starting frames that are not finite or outside the support, an unstable
-                time step without ``force``, an existing or unwritable ``out``, or a restart file of another
-                run. Nothing has been written or replaced then.
+                time step without ``force``, a run that ``resident=True`` cannot serve, an existing or unwritable
+                ``out``, or a restart file of another run. Nothing has been written or replaced then.
             RunInterrupted: after Ctrl-C (a KeyboardInterrupt).
         """
         n_steps = check_integer(n_steps, "n_steps", minimum=1, maximum=2**56 - 1)
@@ -149,6 +157,7 @@ class Sampler:
         if start is not None and not resume:
             self._check_start(start)
             stability = self._check_spring(start)
+            self._loop(start)
         if out is None:
             frames = MemoryFrames(n_steps // save_every + 1, start)
         else:
@@ -177,8 +186,9 @@ class Sampler:
                 Progress(progress, n_steps, first_step, self.spring.time_step) as bar,
                 Interrupt() as interrupt,
             ):
-                bar.note(str(stability))
-                run = Run(self, start, first_step, lost, frames, reporters, bar)
+                loop, remark = self._loop(start)
+                bar.note(f"{stability}; {remark}")
+                run = loop(self, start, first_step, lost, frames, reporters, bar)
                 run.advance(n_steps, save_every, check_every, interrupt, first_is_saved=resume)
             saved = frames.finish(run.lost, complete=not interrupt.asked)
             final = run.positions.cpu().numpy().copy()
@@ -199,6 +209,14 @@ class Sampler:
         if interrupt.asked:
             raise RunInterrupted(trajectory)
         return trajectory
+
+    def _loop(self, start: Tensor) -> tuple[type[Run], str]:
+        """The class that runs it, and what to say of it: why not the fast one, where it is not."""
+        why_not = "resident=False" if self.resident is False else why_not_resident(self, start)
+        require(not self.resident or why_not is None, "resident", "a run that the resident loop serves", why_not)
+        if why_not is None:
+            return ResidentRun, "loop in native code"
+        return Run, f"loop in Python, step by step ({why_not})"
 
     @torch.no_grad()
     def _check_start(self, start: Tensor) -> None:

@@ -88,6 +88,13 @@ class Support:
         distances = self._distances(positions)
         return good & ((distances >= self._low) & (distances <= self._high)).all(1)
 
+    def limits(self) -> tuple[Tensor, Tensor, Tensor, float]:
+        """What :meth:`inside` compares with: pairs int64 [P, 2], lowest and highest float64 [P] nm, energy kT0."""
+        if self.empty:
+            none = torch.empty(0, dtype=torch.float64)
+            return torch.empty(0, 2, dtype=torch.int64), none, none, float("inf")
+        return self._pairs.contiguous(), self._low.contiguous(), self._high.contiguous(), self._energy_limit
+
     def reason(self, positions: Tensor, energy: Tensor | None) -> str:
         """Why one replica, positions [atoms, 3] and energy [] or None, is outside."""
         if not bool(torch.isfinite(positions).all()):
@@ -105,4 +112,5 @@ class Support:
         return f"energy is {energy.item():.4g} kT0, training range {self._energy[0]:.4g} to {self._energy[1]:.4g} kT0"
 
     def _distances(self, positions: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(positions[:, self._i] - positions[:, self._j], dim=-1)
+        # In double, as csrc/resident_sampler.cpp does: both loops then lose a replica at the same step.
+        return torch.linalg.vector_norm((positions[:, self._i] - positions[:, self._j]).double(), dim=-1)
