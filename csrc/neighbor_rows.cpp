@@ -356,13 +356,13 @@ template <typename T> struct Filler {
       hits += count_bits(mask);
     }
     // Nodes of a replica of fewer than 2^16 atoms fit in 16 bits, counted from the middle.
-    const std::int32_t middle = std::int32_t(parts.atoms[search.place].node / call.n_atoms * call.n_atoms) + (1 << 15);
+    const std::int32_t base = std::int32_t(parts.atoms[search.place].node / call.n_atoms * call.n_atoms);
     const bool fits = call.n_atoms < 1 << 16;
     for (int i = 0; i < hits; ++i) {
       const std::int32_t candidate = found[i];
       found[n] = candidate;
       number[n] = candidates.node[candidate];
-      brief[n] = std::int16_t(fits ? number[n] - middle : 0);
+      brief[n] = std::int16_t(fits ? number[n] - base - (1 << 15) : 0);
       n += candidate != search.itself;
     }
     if (n > kRanked) sort_by_merging(number, n, sorted, keys[0], keys[1]);

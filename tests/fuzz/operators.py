@@ -105,6 +105,22 @@ def neighbor_list(case: Case) -> None:
                 case.check(torch.equal(got, want), f"the reference's {name}")
 
 
+def verlet_list(case: Case) -> None:
+    """Several updates of one list, as it would be made for each of them."""
+    n_replicas, n_atoms = case.size(4), case.size(30)
+    positions, box = case.positions(n_replicas, n_atoms, case.dtype(), 1.0), _box(case, n_replicas, 3.0)
+    arguments = case.spoil({"cutoff": case.random.uniform(0.1, 1.0), "skin": case.random.uniform(0.01, 0.4)})
+    verlet = case.attempt(lambda: ops.VerletList(**arguments))
+    for _ in range(3 if verlet else 0):
+        x = positions + case.random.choice((0.0, 0.1, 1.0)) * torch.rand(
+            n_replicas, 1, 1, generator=case.generator, dtype=positions.dtype)
+        now = case.spoil({"positions": x, "box": None if box is None else box * case.random.uniform(0.95, 1.05),
+                          "return_distances": case.chance(0.5)})
+        result = case.attempt(lambda now=now: verlet.update(**now))
+        if result is not None:
+            check_list(case, result, now["positions"].shape[0] * now["positions"].shape[1])
+
+
 def neighbor_list_raw(case: Case) -> None:
     n_replicas, n_atoms = case.size(6), case.size(40)
     positions = case.positions(n_replicas, n_atoms, case.dtype(), 1.0)
@@ -315,5 +331,6 @@ def torsions_double_backward(case: Case) -> None:
 
 
 TARGETS = {function.__name__: function for function in (
-    em_step, em_step_raw, neighbor_list, neighbor_list_raw, neighbor_vectors, spline_conv, spline_conv_public,
-    spline_conv_backward, spline_conv_double_backward, torsions, torsions_backward, torsions_double_backward)}
+    em_step, em_step_raw, neighbor_list, neighbor_list_raw, neighbor_vectors, verlet_list, spline_conv,
+    spline_conv_public, spline_conv_backward, spline_conv_double_backward, torsions, torsions_backward,
+    torsions_double_backward)}

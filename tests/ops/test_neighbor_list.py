@@ -468,9 +468,11 @@ def test_flat_operators_stay_inside_memory():
         flat(x, NO_BOX.float(), 1.0)
     with pytest.raises(InputError, match="^method"):
         flat(x, NO_BOX, 1.0, "magic")
-    for box in (torch.zeros(1, 3, 3), torch.full((1, 3, 3), float("nan"))):
-        with pytest.raises(InputError, match="^positions"):
+    for box in (torch.zeros(1, 3, 3), torch.full((1, 3, 3), float("nan")), -torch.eye(3)[None] * 3):
+        with pytest.raises(InputError, match="^box: .*right-handed"):
             flat(x, box.double(), 1.0)
+    with pytest.raises(InputError, match="^reach: .*1.5 nm.*1.6"):
+        flat(x, 3 * torch.eye(3, dtype=torch.float64)[None], 1.6)
     row_ptr, col, shift, _ = flat(x, NO_BOX, INF)
     vectors = torch.ops.diffmd_fast.neighbor_vectors
     short = row_ptr.clone()

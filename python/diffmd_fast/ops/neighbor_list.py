@@ -99,22 +99,31 @@ def as_boxes(box, positions: Tensor, operation: str) -> Tensor:
 
 def check_boxes(boxes: Tensor, cutoff: float, skin: float) -> None:
     """Refuse boxes [B, 3, 3] that are not finite, left-handed, flat, or too small for cutoff + skin."""
-    boxes = boxes.cpu()
-    bad, width = _C.inverse_boxes(boxes.shape[0], boxes.data_ptr(), 0)
-    if bad >= 0:
-        raise InputError("box: expected three right-handed vectors that span a volume, got rows "
-                         f"{boxes[bad].tolist()} nm")
-    reach = cutoff + skin
+    width, reach = _invert(boxes.cpu().contiguous()), cutoff + skin
     require(reach <= 0.5 * width * (1 + ROUNDING), "cutoff",
             f"cutoff + skin of at most {0.5 * width:.6g} nm, half of the smallest perpendicular width of the box",
             f"{cutoff:g} + {skin:g} = {reach:.6g} nm")
 
 
-def _check_call(positions: Tensor, box: Tensor, reach: float, method: str) -> None:
-    """What memory safety needs: callers of torch.ops.diffmd_fast.neighbor_list have not met the checks above.
+def _check_reach(boxes: Tensor, inverse: Tensor | None, reach: float) -> None:
+    """The same for a caller who gives the sum; ``inverse``, where given, is filled."""
+    width = _invert(boxes, inverse)
+    if not reach <= 0.5 * width * (1 + ROUNDING):
+        require(False, "reach", f"at most {0.5 * width:.6g} nm, half of the smallest perpendicular width of the box",
+                f"{reach:.6g} nm")
 
-    They answer for boxes that are right-handed and wide enough.
-    """
+
+def _invert(boxes: Tensor, inverse: Tensor | None = None) -> float:
+    """The smallest perpendicular width of boxes that are finite, right-handed and not flat, on the CPU."""
+    bad, width = _C.inverse_boxes(boxes.shape[0], boxes.data_ptr(), 0 if inverse is None else inverse.data_ptr())
+    if bad >= 0:
+        raise InputError("box: expected three right-handed vectors that span a volume, got rows "
+                         f"{boxes[bad].tolist()} nm")
+    return width
+
+
+def _check_call(positions: Tensor, box: Tensor, reach: float, method: str) -> None:
+    """Checks once more: callers of torch.ops.diffmd_fast.neighbor_list have not met those above."""
     check_tensor(positions, "positions", ("replicas", "atoms", 3))
     n_nodes = positions.shape[0] * positions.shape[1]
     require(n_nodes < 2**31 - 1, "positions", "fewer than 2147483647 atoms in all (nodes are 32-bit)", n_nodes)
@@ -158,10 +167,9 @@ def _list_and_vectors_cpu(positions, box, reach, method, vectors, distances):
         lists = _all_pairs_cpu(positions, threads)
         return *lists, *_vectors_cpu(positions, box, *lists[:3], vectors, distances)
     cells = method == "cell_list" or (method == "auto" and n_atoms >= (CELLS_FROM_IN_BOX if periodic else CELLS_FROM))
-    box = box.contiguous()
-    inverse = torch.empty_like(box)
+    box, inverse = box.contiguous(), torch.empty_like(box)
     if periodic:
-        _C.inverse_boxes(box.shape[0], box.data_ptr(), inverse.data_ptr())
+        _check_reach(box, inverse, reach)
     row_ptr = torch.empty(n_nodes + 1, dtype=torch.int64)
     search, n_edges = native("neighbor_list_count", positions.dtype)(
         n_replicas, n_atoms, positions.data_ptr(), box.data_ptr() if periodic else 0,
@@ -193,6 +201,7 @@ def _other(positions, box, reach, method):
     _check_call(positions, box, reach, method)
     _check_finite(positions)
     if box.shape[0]:
+        _check_reach(box.cpu().contiguous(), None, reach)
         x = positions.double() @ inverse_boxes(box)[0]
         far = torch.nonzero((x.abs() >= 2.0**29).any(2))
         if len(far):
