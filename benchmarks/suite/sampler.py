@@ -1,5 +1,6 @@
 """Replica-steps per second of whole runs: the resident loop, step by step, and the reference."""
 
+import statistics
 import time
 
 from diffmd_fast import use_backend
@@ -39,7 +40,16 @@ def track_resident_over_reference(atoms):
 
 
 def track_two_threads_over_one(atoms):
-    return replica_steps_per_second("resident", atoms, 2) / replica_steps_per_second("resident", atoms, 1)
+    """Medians of runs with one and two threads in turns."""
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    run, x = sampler(atoms, resident=True).run, molecule(N_REPLICAS, atoms)
+    for _ in range(6):
+        for threads, taken in seconds.items():
+            pin(threads)
+            started = time.perf_counter()
+            run(x, 2000, save_every=2000)
+            taken.append(time.perf_counter() - started)
+    return statistics.median(seconds[1][1:]) / statistics.median(seconds[2][1:])
 
 
 def track_one_replica(loop, atoms):

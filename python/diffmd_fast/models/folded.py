@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,41 @@ FEATURE_MULTIPLE = 16  # csrc/schnet.hpp: kFeatureMultiple
 MATRICES = ("project", "first", "second", "readout")
 
 
+class FoldedBlock(NamedTuple):
+    """Weights of one block; matrices are [in, out]."""
+
+    project: Tensor
+    coefficients: Tensor
+    first: Tensor
+    first_bias: Tensor
+    second: Tensor
+    second_bias: Tensor
+
+
+class Folded(NamedTuple):
+    """A plain SchNet: what is left of one at a single noise level."""
+
+    embedding: Tensor  # [types, F]
+    torsions: Tensor  # [torsion types, 4 roles, (sin, cos), F]
+    blocks: list[FoldedBlock]
+    readout: Tensor
+    readout_bias: Tensor
+    readout_out: Tensor
+
+
+def fold(model: SchNet, noise: Tensor) -> Folded:
+    """Gates multiplied into weights and shifts added to biases, at ``noise`` [1] nm."""
+    heads = [head[0] for head in model._noise_heads(noise)]
+    blocks = [FoldedBlock(block.project.weight.T, block.coefficients(model.radial_basis) * model.keep,
+                          (block.first.weight * (1 + gate)).T, block.first.bias + shift, block.second.weight.T,
+                          block.second.bias)
+              for block, gate, shift in zip(model.blocks, heads[1:-2:2], heads[2:-2:2])]
+    return Folded(model.embedding + heads[0], model.torsion_weights * model._torsion_weight(noise), blocks,
+                  model.readout_in.weight.T, model.readout_in.bias + heads[-1], model.readout_out * (1 + heads[-2]))
+
+
 class FoldedSchNet:
-    """A SchNet at one noise level: gates multiplied into weights, shifts added to biases, filters as coefficients.
+    """A SchNet at one noise level as csrc/schnet.cpp reads it, for the atoms of one molecule.
 
     Weights are stored [in, out] and again transposed, since the backward pass multiplies by the transpose.
 
@@ -29,24 +62,12 @@ class FoldedSchNet:
     def __init__(self, model: SchNet, noise_level: float, dtype: torch.dtype):
         with torch.no_grad(), torch.autocast("cpu", enabled=False):  # it is kept, and used outside of an autocast
             noise = torch.tensor([noise_level], dtype=model.embedding.dtype)
-            heads = [head[0] for head in model._noise_heads(noise)]
-            spring, centre = model._spring_stiffness(noise.double())
-            weights = {"embedding": model.embedding[model.type_index] + heads[0],
-                       "torsion_weights": model.torsion_weights[model.torsion_index] * model._torsion_weight(noise)}
-            stacked: dict[str, list[Tensor]] = {name: [] for name in ("project", "coefficients", "first", "first_bias",
-                                                                      "second", "second_bias")}
-            for b, block in enumerate(model.blocks):
-                gate, shift = heads[1 + 2 * b], heads[2 + 2 * b]
-                stacked["project"].append(block.project.weight.T)
-                stacked["coefficients"].append(block.coefficients(model.radial_basis) * model.keep)
-                stacked["first"].append((block.first.weight * (1 + gate)).T)
-                stacked["first_bias"].append(block.first.bias + shift)
-                stacked["second"].append(block.second.weight.T)
-                stacked["second_bias"].append(block.second.bias)
-            weights.update({name: torch.stack(values) for name, values in stacked.items()})
-            weights["readout"] = model.readout_in.weight.T
-            weights["readout_bias"] = model.readout_in.bias + heads[-1]
-            weights["readout_out"] = model.readout_out * (1 + heads[-2])
+            folded, (spring, centre) = fold(model, noise), model._spring_stiffness(noise.double())
+            weights = {"embedding": folded.embedding[model.type_index],
+                       "torsion_weights": folded.torsions[model.torsion_index]}
+            stacked = map(torch.stack, zip(*folded.blocks))  # field by field, over the blocks
+            weights.update(zip(FoldedBlock._fields, stacked))
+            weights.update(readout=folded.readout, readout_bias=folded.readout_bias, readout_out=folded.readout_out)
             weights = {name: _pad(value, 2 if name in MATRICES else 1) for name, value in weights.items()}
             for name in MATRICES:
                 weights[name + "_transposed"] = weights[name].mT

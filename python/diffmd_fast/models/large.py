@@ -1,7 +1,7 @@
 """Energy and score of one large system, by list: the forward and backward pass of SchNet written out.
 
 What autograd would keep is not needed here: weights are folded at one noise level and want no gradient, two matrices
-[atoms, features] a block are kept for the way back, each is overwritten or freed as soon as it has served, and the
+[atoms, features] a block are kept for the way back, in memory that the next call uses again, and the
 dense layers run over tiles of atoms that stay in the cache.  Atoms are worked on in the order of a space-filling
 curve, so that the features of an atom's neighbors are near each other in memory.
 """
@@ -12,29 +12,13 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..ops.spline_conv import edge_offsets
+from ..ops.spline_conv import edge_offsets, run_native
+from .folded import Folded, FoldedBlock, fold
 from .periodic import memory_order
 from .schnet import SchNet
 
 TILE = 1024  # atoms, or torsions, of a dense layer at once: 0.25 MB a matrix, so the few of a layer stay in L2
 silu, silu_backward = torch.nn.functional.silu, torch.ops.aten.silu_backward
-
-
-class Folded:
-    """The weights at one noise level, gates and shifts multiplied and added in; matrices are [in, out]."""
-
-    def __init__(self, model: SchNet, noise: Tensor, dtype: torch.dtype):
-        heads = [head[0] for head in model._noise_heads(noise)]
-        gates, shifts = heads[1:-2:2], heads[2:-2:2]
-        self.blocks = [[weight.to(dtype) for weight in (
-            block.project.weight.T, block.coefficients(model.radial_basis) * model.keep,
-            (block.first.weight * (1 + gate)).T, block.first.bias + shift, block.second.weight.T, block.second.bias)]
-            for block, gate, shift in zip(model.blocks, gates, shifts)]
-        self.embedding = (model.embedding + heads[0]).to(dtype)
-        self.torsions = (model.torsion_weights * model._torsion_weight(noise)).to(dtype)
-        self.readout = model.readout_in.weight.T.to(dtype)
-        self.readout_bias = (model.readout_in.bias + heads[-1]).to(dtype)
-        self.readout_out = (model.readout_out * (1 + heads[-2])).to(dtype)
 
 
 def energy_and_score(model: SchNet, positions: Tensor, noise_level: float,
@@ -45,7 +29,7 @@ def energy_and_score(model: SchNet, positions: Tensor, noise_level: float,
     """
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         noise = torch.tensor([noise_level], dtype=model.embedding.dtype)
-        weights = Folded(model, noise, positions.dtype)
+        weights = _converted(fold(model, noise), positions.dtype)
         energy, score = positions.new_empty(len(positions)), torch.empty_like(positions) if with_score else None
         for r, x in enumerate(positions):
             energy[r], one = _network(model, weights, x, with_score)
@@ -61,27 +45,34 @@ def energy_and_score(model: SchNet, positions: Tensor, noise_level: float,
     return energy, score
 
 
+def _converted(folded: Folded, dtype: torch.dtype) -> Folded:
+    blocks = [FoldedBlock(*(weight.to(dtype) for weight in block)) for block in folded.blocks]
+    return Folded(*(blocks if value is folded.blocks else value.to(dtype) for value in folded))
+
+
 def _network(model: SchNet, weights: Folded, positions: Tensor, with_score: bool) -> tuple[Tensor, Tensor | None]:
     """Energy [] and score [atoms, 3] of one system [atoms, 3], without the springs."""
     n_atoms = positions.shape[0]
+    matrices = _take_matrices(model, positions)
     box = model.box_vectors(positions)
     order = memory_order(positions, model.cutoff, box)
     x = positions[order]
     graph = _graph(x, model.cutoff, box)
     quadruples, classes = torch.argsort(order)[model.quadruples], model.torsion_index
-    h = weights.embedding[model.type_index[order]]
+    h, to_projected, *pairs = matrices
+    torch.index_select(weights.embedding, 0, model.type_index[order], out=h)
     angles = ops.torsions(x[None], quadruples)[0]
     for part in _tiles(len(quadruples)):
         added = torch.einsum("tc,trcf->trf", angles[part], weights.torsions[classes[part]])
         _add_rows(h, quadruples[part], added)
-    kept = []
-    for project, coefficients, first, first_bias, second, second_bias in weights.blocks:
-        projected = h @ project
-        inner = torch.ops.diffmd_fast.spline_conv(projected, x, coefficients, *graph)
+    kept = list(zip(pairs[::2], pairs[1::2]))  # of each block: what is convolved, and what enters its silu
+    for (projected, inner), (project, coefficients, first, first_bias, second, second_bias) in zip(
+            kept, weights.blocks):
+        torch.mm(h, project, out=projected)
+        run_native("spline_conv", (projected, x, coefficients, *graph), inner)
         for part in _tiles(n_atoms):
             inner[part] = torch.addmm(first_bias, inner[part], first)
             h[part] += torch.addmm(second_bias, silu(inner[part]), second)
-        kept.append((projected, inner) if with_score else None)
     energy = x.new_zeros((), dtype=torch.float64)
     for part in _tiles(n_atoms):
         last = torch.addmm(weights.readout_bias, h[part], weights.readout)
@@ -89,16 +80,17 @@ def _network(model: SchNet, weights: Folded, positions: Tensor, with_score: bool
         if with_score:  # from here on h is the gradient with respect to h
             torch.mm(silu_backward(weights.readout_out.expand_as(last), last), weights.readout.T, out=h[part])
     if not with_score:
+        model._large_memory.append(matrices)
         return energy.to(x.dtype), None
-    gradient = torch.zeros_like(x)
+    gradient, to_x = torch.zeros_like(x), torch.empty_like(x)
     for project, coefficients, first, _, second, _ in reversed(weights.blocks):
         projected, inner = kept.pop()
         for part in _tiles(n_atoms):
             outer = silu_backward(h[part] @ second.T, inner[part])
             torch.mm(outer, first.T, out=inner[part])
         further = bool(kept) or len(quadruples) > 0  # the first features are constants but for the torsions
-        to_projected, to_x, _ = torch.ops.diffmd_fast.spline_conv_backward(
-            inner, projected, x, coefficients, *graph, further, True, False)
+        run_native("spline_conv_backward", (projected, x, coefficients, *graph), inner,
+                   to_projected if further else None, to_x, None)
         gradient += to_x
         for part in _tiles(n_atoms * further):
             h[part].addmm_(to_projected[part], project.T)
@@ -107,7 +99,26 @@ def _network(model: SchNet, weights: Folded, positions: Tensor, with_score: bool
     gradient += torch.ops.diffmd_fast.torsions_backward(angles[None], x[None], quadruples)[0]
     score = torch.empty_like(x)
     score[order] = -gradient
+    model._large_memory.append(matrices)
     return energy.to(x.dtype), score
+
+
+def _take_matrices(model: SchNet, positions: Tensor) -> Tensor:
+    """[2 + 2 blocks, atoms, features] to work in, that of the last call where it fits.
+
+    The kernel clears a page before it hands it out: fresh memory for every evaluation took a fifth of the time at
+    10^6 atoms.  A call takes the memory and the end of the call puts it back, so that two threads never share it.
+    """
+    shape = (2 + 2 * model.n_blocks, positions.shape[0], model.n_features)
+    try:
+        matrices = model._large_memory.pop()
+    except IndexError:
+        matrices = None
+    model._large_memory.clear()  # one is kept, whatever threads there were
+    if matrices is None or matrices.shape != shape or matrices.dtype != positions.dtype:
+        with torch.inference_mode(False):  # such a tensor could not be written to outside of it
+            matrices = positions.new_empty(shape)
+    return matrices
 
 
 def _graph(x: Tensor, cutoff: float, box: Tensor | None) -> tuple[Tensor, Tensor, Tensor, float]:

@@ -129,7 +129,7 @@ _GRAPH = ("Tensor features, Tensor positions, Tensor coefficients, Tensor row_pt
           "Tensor offsets, float cutoff")
 
 
-def _call(name: str, graph: tuple, *tensors: Tensor | None) -> None:
+def run_native(name: str, graph: tuple, *tensors: Tensor | None) -> None:
     """Run native ``name``: shapes are checked once more, since the flat operators may be called by anyone."""
     features, positions, coefficients, row_ptr, col, offsets, cutoff = graph
     n_nodes, n_edges, dtype = row_ptr.numel() - 1, col.numel(), features.dtype
@@ -178,7 +178,7 @@ def _asked(tensor: Tensor, wanted: bool) -> Tensor | None:
 
 def _cpu(*graph):
     out = _empty(graph[0])
-    _call("spline_conv", graph, out)
+    run_native("spline_conv", graph, out)
     return out
 
 
@@ -190,7 +190,7 @@ def _cpu_backward(grad, *arguments):
     graph, wanted = arguments[:7], arguments[7:]
     grad = _aligned("grad", grad, graph[0])
     outputs = tuple(_empty(like, want) for like, want in zip(graph, wanted))
-    _call("spline_conv_backward", graph, grad, *map(_asked, outputs, wanted))
+    run_native("spline_conv_backward", graph, grad, *map(_asked, outputs, wanted))
     return outputs
 
 
@@ -205,7 +205,7 @@ def _cpu_double_backward(along_features, along_positions, along_coefficients, gr
     given = [_aligned(name, tensor, like) for name, tensor, like in zip(names, given, graph)]
     grad = _aligned("grad", grad, graph[0])
     outputs = (_empty(graph[0]), _empty(graph[0]), _empty(graph[1], wanted[0]), _empty(graph[2], wanted[1]))
-    _call("spline_conv_double_backward", graph, grad, *given, *outputs[:2], *map(_asked, outputs[2:], wanted))
+    run_native("spline_conv_double_backward", graph, grad, *given, *outputs[:2], *map(_asked, outputs[2:], wanted))
     return outputs
 
 
