@@ -244,7 +244,7 @@ template <typename T> std::int64_t count_cells(const NeighborSearch<T>& call) {
 template <typename T> bool fill_cells(const NeighborSearch<T>& call) {
   const CellParts<T> parts(call);
   if (!fill_rows(call, parts)) return false;
-  find_reverse(call, parts);
+  if (call.reverse) find_reverse(call, parts);
   return true;
 }
 

@@ -24,7 +24,8 @@ template <typename T> struct NeighborSearch {
   std::int64_t* row_ptr;   // [n_nodes + 1]
   std::int32_t* col;       // [n_edges] node
   std::int32_t* shift;     // [n_edges, 3] box vectors to add to the neighbor; null without a box
-  std::int64_t* reverse;   // [n_edges] edge of the same pair seen from the other side
+  std::int64_t* reverse;   // [n_edges] edge of the same pair seen from the other side; null with `cells` only,
+                           // when not asked for
   T* vectors;              // [n_edges, 3] nm: x_col + shift @ box - x_row; null when not asked for
   T* distances;            // [n_edges] nm; null when not asked for
   int n_threads;

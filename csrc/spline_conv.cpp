@@ -409,9 +409,11 @@ template <typename T> void spline_conv_double_backward(const SplineConvDoubleBac
 template <typename T> void edge_offsets(const EdgeOffsets<T>& call) {
 #pragma omp parallel for schedule(static) num_threads(call.n_threads) if (call.n_threads > 1 && call.n_edges > 32768)
   for (std::int64_t e = 0; e < call.n_edges; ++e) {
-    const double a = call.shift[3 * e], b = call.shift[3 * e + 1], c = call.shift[3 * e + 2];
-    for (int k = 0; k < 3; ++k)
-      call.offsets[3 * e + k] = T(a * call.box[k] + b * call.box[3 + k] + c * call.box[6 + k]);
+    std::int32_t n[3];
+    memcpy(n, call.shift + 3 * e, sizeof n);
+    T offset[3];
+    for (int k = 0; k < 3; ++k) offset[k] = T(n[0] * call.box[k] + n[1] * call.box[3 + k] + n[2] * call.box[6 + k]);
+    memcpy(call.offsets + 3 * e, offset, sizeof offset);  // bytes: the memory may be that of shift
   }
 }
 

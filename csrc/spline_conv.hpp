@@ -58,7 +58,7 @@ template <typename T> struct EdgeOffsets {
   std::int64_t n_edges;
   const std::int32_t* shift;  // [n_edges, 3] box vectors to add to the neighbor
   const double* box;          // [3, 3] nm, rows are the box vectors
-  T* offsets;                 // [n_edges, 3] nm out
+  T* offsets;                 // [n_edges, 3] nm out; may be the memory of shift where T has 32 bits
   int n_threads;
 };
 

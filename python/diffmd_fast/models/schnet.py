@@ -154,7 +154,7 @@ class SchNet(Energy):
             self.register_buffer(name, value.to(place), persistent=False)
         self._neighbors: tuple | None = None
         self._folded: tuple | None = None
-        self._large_memory: list[Tensor] = []
+        self._workspaces: list = []
 
     def for_molecule(self, atom_types: Sequence[int], bonds: Sequence = (), torsions: Sequence | None = None,
                      springs: dict[str, Any] | None = None, box: Any = None) -> SchNet:
@@ -363,7 +363,7 @@ class SchNet(Energy):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without what is kept between calls, which belongs to this object's memory."""
-        return {**self.__dict__, "_neighbors": None, "_folded": None, "_large_memory": []}
+        return {**self.__dict__, "_neighbors": None, "_folded": None, "_workspaces": []}
 
 
 def _gaussians(x: Tensor) -> Tensor:

@@ -159,6 +159,17 @@ def _cpu(positions, box, reach, method):
 
 
 def _list_and_vectors_cpu(positions, box, reach, method, vectors, distances):
+    return native_list(positions, box, reach, method, vectors, distances)
+
+
+def _allocate(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+def native_list(positions, box, reach, method="auto", vectors=False, distances=False, reverse=True,
+                allocate=_allocate):
+    """The operator neighbor_list_and_vectors on the CPU, for a caller who may do without ``reverse`` (then it may be
+    empty), or who has memory: ``allocate(name, shape, dtype)``."""
     _check_call(positions, box, reach, method)
     n_replicas, n_atoms, _ = positions.shape
     n_nodes, periodic = n_replicas * n_atoms, box.shape[0] > 0
@@ -170,20 +181,21 @@ def _list_and_vectors_cpu(positions, box, reach, method, vectors, distances):
     box, inverse = box.contiguous(), torch.empty_like(box)
     if periodic:
         _check_reach(box, inverse, reach)
-    row_ptr = torch.empty(n_nodes + 1, dtype=torch.int64)
+    row_ptr = allocate("row_ptr", (n_nodes + 1,), torch.int64)
     search, n_edges = native("neighbor_list_count", positions.dtype)(
         n_replicas, n_atoms, positions.data_ptr(), box.data_ptr() if periodic else 0,
         inverse.data_ptr() if periodic else 0, box.shape[0] > 1, reach, cells, row_ptr.data_ptr(), threads)
     if n_edges < 0:
         _refuse(positions, -1 - n_edges)
-    col, reverse = torch.empty(n_edges, dtype=torch.int32), torch.empty(n_edges, dtype=torch.int64)
-    shift = torch.empty(n_edges * periodic, 3, dtype=torch.int32)
-    along = positions.new_empty(n_edges * vectors, 3)
-    apart = positions.new_empty(n_edges * distances)
+    reverse = reverse or not cells  # brute force has it for nothing
+    col, mirror = allocate("col", (n_edges,), torch.int32), allocate("reverse", (n_edges * reverse,), torch.int64)
+    shift = allocate("shift", (n_edges * periodic, 3), torch.int32)
+    along = allocate("vectors", (n_edges * vectors, 3), positions.dtype)
+    apart = allocate("distances", (n_edges * distances,), positions.dtype)
     native("neighbor_list_fill", positions.dtype)(
-        search, col.data_ptr(), shift.data_ptr(), reverse.data_ptr(), along.data_ptr() if vectors else 0,
-        apart.data_ptr() if distances else 0)
-    return row_ptr, col, shift, reverse, along, apart
+        search, col.data_ptr(), shift.data_ptr(), mirror.data_ptr() if reverse else 0,
+        along.data_ptr() if vectors else 0, apart.data_ptr() if distances else 0)
+    return row_ptr, col, shift, mirror, along, apart
 
 
 def _all_pairs_cpu(positions: Tensor, threads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -106,10 +106,13 @@ def _offsets(neighbors: NeighborList, box, positions: Tensor, reference: bool) -
     return (shift[:, None] @ boxes[replica])[:, 0].to(positions.dtype)
 
 
-def edge_offsets(shift: Tensor, box: Tensor, dtype: torch.dtype) -> Tensor:
-    """shift [edges, 3] @ box [3, 3] on the CPU: torch takes ten times as long, and 48 bytes an edge on the way."""
+def edge_offsets(shift: Tensor, box: Tensor, dtype: torch.dtype, in_place: bool = False) -> Tensor:
+    """shift [edges, 3] @ box [3, 3] on the CPU: torch takes ten times as long, and 48 bytes an edge on the way.
+
+    ``in_place``: float32 offsets may take the memory of a contiguous shift, which is lost.
+    """
     shift, box = shift.contiguous(), box.contiguous()
-    offsets = torch.empty(shift.shape, dtype=dtype)
+    offsets = shift.view(dtype) if in_place and dtype == torch.float32 else torch.empty(shift.shape, dtype=dtype)
     native("edge_offsets", dtype)(len(shift), shift.data_ptr(), box.data_ptr(), offsets.data_ptr(), get_num_threads())
     return offsets
 
