@@ -41,10 +41,22 @@ def em_step(case: Case) -> None:
                   "first_replica": case.size(100), "step": case.random.randrange(2**56),
                   case.choice(("time_step", "stiffness")): 0.01,
                   "return_noise": case.chance(0.5), "return_log_density": case.chance(0.5)}
+    into = case.choice(("new memory", "a tensor", "positions"))
+    if into == "a tensor":
+        arguments["out"] = torch.empty_like(arguments["positions"])
     arguments = case.spoil(arguments)
+    before = dict(arguments)
+    if into == "positions" and isinstance(arguments["positions"], Tensor):
+        # huge ones have no memory to be copied, nor to be written to
+        if arguments["positions"].numel() > 10**6:
+            return
+        arguments["out"] = arguments["positions"] = arguments["positions"].clone()
     result = case.attempt(lambda: ops.em_step(**arguments))
     if result is None:
         return
+    if "out" in arguments:
+        case.check((result if isinstance(result, Tensor) else result[0]) is arguments["out"], "out itself")
+    arguments = {k: v for k, v in before.items() if k != "out"}
     outputs = (result, None, None) if isinstance(result, Tensor) else result
     x, dtype = arguments["positions"], arguments["positions"].dtype
     case.check_shape(outputs[0], x.shape, dtype, "positions")

@@ -158,3 +158,19 @@ def test_bad_construction(argument, change):
 def test_bad_positions(argument, positions, noise):
     with pytest.raises(InputError, match=f"^{argument}:"):
         make(torch.float32).energy_and_score(positions, noise)
+
+
+@pytest.mark.parametrize("argument, value", [
+    ("bonds", 3), ("bonds", None), ("torsions", 2**63), ("atom_types", 0.5), ("noise_levels", []), ("noise_levels", 1),
+    ("noise_levels", (0.1, 0.2, 0.3)), ("springs", {"pairs": [[0, 1]], "mean": 1, "variance": [1]})])
+def test_what_is_no_list_is_refused_by_name(argument, value):
+    with pytest.raises(InputError, match=f"^{argument}: expected"):
+        SchNet(4, **{argument: value})
+
+
+def test_positions_that_torch_negates_lazily():
+    model = SchNet(4, n_features=8, n_blocks=1).requires_grad_(False)
+    x = torch.randn(2, 4, 3)
+    lazy = torch._neg_view(-x)
+    for got, want in zip(model.energy_and_score(lazy), model.energy_and_score(x)):
+        torch.testing.assert_close(got, want, rtol=0, atol=0)

@@ -104,3 +104,9 @@ def test_frames_that_become_nan_are_drawn_again_and_harm_no_other():
 def test_bad_input(model, arguments, name):
     with pytest.raises(InputError, match=rf"^{name}: expected [^\n]*$"):
         reverse_diffusion(model, **{"n_replicas": 2, **arguments})
+
+
+def test_a_model_in_a_periodic_box_is_refused():
+    model = SchNet(4, n_features=8, n_blocks=1, cutoff=0.5, box=[2.0, 2.0, 2.0])
+    with pytest.raises(InputError, match="^model: .*box"):
+        reverse_diffusion(model, 2)

@@ -71,15 +71,17 @@ class SchNet(Energy):
         self.cutoff = check_number(cutoff, "cutoff", above=0, unit="nm")
         self.n_knots = check_integer(n_knots, "n_knots", minimum=4, maximum=MAX_KNOTS - 3)
         self.temperature = check_number(temperature, "temperature", above=0, unit="K")
-        low, high = (check_number(level, "noise_levels", above=0, unit="nm") for level in noise_levels)
+        levels = [check_number(level, "noise_levels", above=0, unit="nm")
+                  for level in _sequence("noise_levels", noise_levels, "(smallest, largest) in nm")]
+        require(len(levels) == 2, "noise_levels", "(smallest, largest) in nm", f"{len(levels)} numbers")
+        low, high = levels
         require(low <= high, "noise_levels", "(smallest, largest) in nm", f"({low:g}, {high:g})")
         self.noise_levels = (low, high)
         self.noise_level = low
         self.bonds = _index_rows("bonds", bonds, 2, self.n_atoms)
         self.torsions = bonded_torsions(self.bonds) if torsions is None else _index_rows(
             "torsions", torsions, 4, self.n_atoms)
-        types = list(range(self.n_atoms)) if atom_types is None else [
-            check_integer(t, "atom_types", minimum=0) for t in atom_types]
+        types = list(range(self.n_atoms)) if atom_types is None else _atom_types(atom_types)
         require(len(types) == self.n_atoms, "atom_types", f"{self.n_atoms} integers", len(types))
         self.atom_types = types
         self.spread = None if spread is None else check_number(spread, "spread", above=0, unit="nm^2")
@@ -126,9 +128,10 @@ class SchNet(Energy):
         require(isinstance(springs, Mapping) and {"pairs", "mean", "variance"} <= springs.keys(), "springs",
                 "a mapping with pairs, mean and variance", repr(springs)[:80])
         pairs = _index_rows("springs", springs["pairs"], 2, self.n_atoms)
-        self.springs = {"pairs": pairs,
-                        "mean": [check_number(v, "springs", minimum=0, unit="nm") for v in springs["mean"]],
-                        "variance": [check_number(v, "springs", above=0, unit="nm^2") for v in springs["variance"]]}
+        mean, variance = (_sequence("springs", springs[name], f"{name} as one number a pair")
+                          for name in ("mean", "variance"))
+        self.springs = {"pairs": pairs, "mean": [check_number(v, "springs", minimum=0, unit="nm") for v in mean],
+                        "variance": [check_number(v, "springs", above=0, unit="nm^2") for v in variance]}
         require(len(pairs) == len(self.springs["mean"]) == len(self.springs["variance"]), "springs",
                 "as many means and variances as pairs", [len(v) for v in self.springs.values()])
 
@@ -173,8 +176,8 @@ class SchNet(Energy):
         twin.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("_buffers", "_modules")})
         twin._modules = dict(self._modules)
         twin._buffers = dict(self._buffers)
-        twin.n_atoms = check_integer(len(atom_types), "atom_types", minimum=1)
-        twin.atom_types = [check_integer(t, "atom_types", minimum=0) for t in atom_types]
+        twin.atom_types = _atom_types(atom_types)
+        twin.n_atoms = check_integer(len(twin.atom_types), "atom_types", minimum=1)
         twin.bonds = _index_rows("bonds", bonds, 2, twin.n_atoms)
         twin.torsions = bonded_torsions(twin.bonds) if torsions is None else _index_rows(
             "torsions", torsions, 4, twin.n_atoms)
@@ -233,7 +236,7 @@ class SchNet(Energy):
     def _torsion_features(self, positions: Tensor) -> Tensor:
         angles = ops.torsions(positions, self.quadruples)  # [R, T, 2]
         weights = self.torsion_weights[self.torsion_index]  # [T, role of the atom, (sin, cos), F]
-        if self._by_list():
+        if self.by_list():
             added = torch.einsum("rtc,tqcf->rtqf", angles, weights).flatten(1, 2)
             features = positions.new_zeros(len(positions), self.n_atoms, self.n_features)
             return features.index_add(1, self.quadruples.flatten(), added)
@@ -271,7 +274,7 @@ class SchNet(Energy):
 
     def _pairs(self, positions: Tensor):
         """Edges: all pairs of a small molecule (they do not depend on the positions, so they are kept), else a list."""
-        if self._by_list():
+        if self.by_list():
             return ops.neighbor_list(positions.detach(), self.cutoff, box=self.box_vectors(positions))
         key, kept = (positions.shape[0], positions.device), self._neighbors
         if kept is None or kept[0] != key:
@@ -283,7 +286,8 @@ class SchNet(Energy):
                 self._neighbors = kept
         return kept[1]
 
-    def _by_list(self) -> bool:
+    def by_list(self) -> bool:
+        """Whether edges come from a neighbor list: more than 64 atoms, or a periodic box."""
         return self.box is not None or self.n_atoms > ALL_PAIRS_LIMIT
 
     def box_vectors(self, positions: Tensor) -> Tensor | None:
@@ -300,7 +304,7 @@ class SchNet(Energy):
         the result for a replica does not depend on the batch it is in.
         """
         self.check_positions(positions)
-        if self._native_serves(positions, noise_level):
+        if self.native_serves(positions, noise_level):
             return self._native_call(positions, noise_level, with_score=True)
         return super().energy_and_score(positions, noise_level)
 
@@ -308,11 +312,12 @@ class SchNet(Energy):
         """E in kT0 of each replica [replicas]; differentiable with respect to what requires a gradient."""
         self.check_positions(positions)
         learning = torch.is_grad_enabled() and any(p.requires_grad for p in self._own_parameters())
-        if not learning and self._native_serves(positions, noise_level):
+        if not learning and self.native_serves(positions, noise_level):
             return self._native_call(positions, noise_level, with_score=False)[0]
         return super().energy(positions, noise_level)
 
-    def _native_serves(self, positions: Tensor, noise_level) -> bool:
+    def native_serves(self, positions: Tensor, noise_level: float | None = None) -> bool:
+        """Whether energy and score of these positions are worked out without autograd, in native code."""
         wants_graph = torch.is_grad_enabled() and positions.requires_grad
         # Neither transforms nor dispatch modes (fake tensors, tracing) would see the native call.
         traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or in_transform()
@@ -331,7 +336,8 @@ class SchNet(Energy):
         level = self.noise_level
         if noise_level is not None:
             level = check_number(noise_level, "noise_level", above=0, unit="nm")
-        if self._by_list():
+        positions = positions.resolve_neg()  # the native code reads memory, and knows of no lazy minus
+        if self.by_list():
             from .large import energy_and_score  # which imports this module
 
             return energy_and_score(self, positions.detach(), level, with_score)
@@ -394,6 +400,18 @@ class _Block(nn.Module):
         return self.second(nn.functional.silu(self.first(messages) + shift))
 
 
+def _sequence(name: str, values: Any, expected: str) -> list:
+    """``values`` as a list; InputError where they are none, as 3 or None for a list of bonds."""
+    try:
+        return list(values)
+    except TypeError:
+        raise InputError(f"{name}: expected {expected}, got {values!r}"[:200]) from None
+
+
+def _atom_types(values: Any) -> list[int]:
+    return [check_integer(t, "atom_types", minimum=0) for t in _sequence("atom_types", values, "one integer an atom")]
+
+
 def bonded_torsions(bonds: Sequence[Sequence[int]]) -> list[list[int]]:
     """Every quadruple (a, b, c, d) with bonds a-b, b-c, c-d, each once with b < c, sorted."""
     neighbors: dict[int, set[int]] = {}
@@ -415,7 +433,7 @@ def _canonical(quadruple: Sequence[int], types: Sequence[int]) -> tuple[tuple[in
 def _index_rows(name: str, rows: Any, width: int, n_atoms: int) -> list[list[int]]:
     """Rows of ``width`` distinct atom indices as lists, checked."""
     result = []
-    for row in rows:
+    for row in _sequence(name, rows, f"rows of {width} atom indices"):
         try:
             row = [operator.index(i) for i in row]
         except TypeError:

@@ -32,9 +32,9 @@ def why_not_resident(sampler: Sampler, positions: Tensor) -> str | None:
         return f'the backend is "{current_backend()}"'
     if positions.dtype not in NATIVE_DTYPES:
         return f"positions are {positions.dtype}"
-    if not sampler.model._native_serves(positions, sampler._evaluate.argument):
+    if not sampler.model.native_serves(positions, sampler._evaluate.argument):
         return "the model does not take its native path for these positions (device, size, or a gradient wanted)"
-    if sampler.model._by_list():
+    if sampler.model.by_list():
         return "the model finds its pairs by list (more than 64 atoms, or a periodic box)"
     return None
 

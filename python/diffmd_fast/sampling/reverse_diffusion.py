@@ -119,6 +119,8 @@ def _prepare(model: Any, n_steps: int) -> tuple[list[Evaluator], list[float], in
         )
     low, high = (float(level) for level in bounds)
     require(0 < low < high, "model.noise_levels", "0 < smallest < largest", f"({low:g}, {high:g})")
+    require(getattr(model, "box", None) is None, "model", "one without a periodic box (large noise has no place in it)",
+            "one with a box")
     n_atoms = getattr(model, "n_atoms", None)
     require(isinstance(n_atoms, int), "model", "an attribute n_atoms", f"{type(model).__name__} without")
     levels = [high * (low / high) ** (i / n_steps) for i in range(n_steps)] + [low]
