@@ -134,7 +134,6 @@ template <typename T> void log_density_of(const EmStep<T>& call, std::int64_t r)
 
 template <typename T> void em_step(const EmStep<T>& call) {
   const std::int64_t n_sites = call.n_replicas * call.n_atoms;
-  if (n_sites == 0) return;
   const PhiloxKey key = philox_key(call.seed, call.step, call.domain);
   const bool per_site = call.diffusion_per_atom || call.variance_per_replica;
   const auto step = per_site ? step_sites<T, true> : step_sites<T, false>;
@@ -143,11 +142,11 @@ template <typename T> void em_step(const EmStep<T>& call) {
 #pragma omp parallel for schedule(static) num_threads(call.n_threads)
     for (std::int64_t first = 0; first < n_sites; first += part)
       step(call, key, first, n_sites - first < part ? n_sites : first + part);
-  } else {
+  } else if (n_sites > 0) {
     step(call, key, 0, n_sites);  // without the cost of asking OpenMP
   }
-  if (call.log_density == nullptr) return;
-  for (std::int64_t r = 0; r < call.n_replicas; ++r) log_density_of(call, r);
+  // Replicas without atoms have a density, too: that of nothing, 1.
+  for (std::int64_t r = 0; call.log_density && r < call.n_replicas; ++r) log_density_of(call, r);
 }
 
 template void em_step<float>(const EmStep<float>&);

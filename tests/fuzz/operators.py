@@ -41,22 +41,21 @@ def em_step(case: Case) -> None:
                   "first_replica": case.size(100), "step": case.random.randrange(2**56),
                   case.choice(("time_step", "stiffness")): 0.01,
                   "return_noise": case.chance(0.5), "return_log_density": case.chance(0.5)}
-    into = case.choice(("new memory", "a tensor", "positions"))
-    if into == "a tensor":
-        arguments["out"] = torch.empty_like(arguments["positions"])
     arguments = case.spoil(arguments)
-    before = dict(arguments)
-    if into == "positions" and isinstance(arguments["positions"], Tensor):
-        # huge ones have no memory to be copied, nor to be written to
-        if arguments["positions"].numel() > 10**6:
-            return
-        arguments["out"] = arguments["positions"] = arguments["positions"].clone()
-    result = case.attempt(lambda: ops.em_step(**arguments))
+    before, out = dict(arguments), None
+    x = arguments["positions"]
+    if case.chance(0.6) and isinstance(x, Tensor) and x.numel() < 10**6:  # huge ones have no memory to be written to
+        out = torch.empty(x.shape, dtype=x.dtype)  # contiguous, as it must be
+        if case.chance(0.5):
+            arguments["positions"] = out.copy_(x.detach())
+        if case.chance(0.2):
+            out = case.spoil({"out": out}, 1.0)["out"]
+    result = case.attempt(lambda: ops.em_step(**arguments, out=out))
     if result is None:
         return
-    if "out" in arguments:
-        case.check((result if isinstance(result, Tensor) else result[0]) is arguments["out"], "out itself")
-    arguments = {k: v for k, v in before.items() if k != "out"}
+    if out is not None:
+        case.check((result if isinstance(result, Tensor) else result[0]) is out, "out itself")
+    arguments = before
     outputs = (result, None, None) if isinstance(result, Tensor) else result
     x, dtype = arguments["positions"], arguments["positions"].dtype
     case.check_shape(outputs[0], x.shape, dtype, "positions")

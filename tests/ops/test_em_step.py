@@ -309,6 +309,8 @@ def test_non_contiguous_and_empty(rng):
     assert not strided.is_contiguous()
     assert torch.equal(ops.em_step(strided, score, **COMMON), ops.em_step(strided.contiguous(), score, **COMMON))
     assert ops.em_step(positions[:0], score[:0], **COMMON).shape == (0, 4, 3)
+    nothing = ops.em_step(positions[:, :0], score[:, :0], **COMMON, return_log_density=True)
+    assert nothing.positions.shape == (6, 0, 3) and torch.equal(nothing.log_density, torch.zeros(6))
 
 
 def test_strided_and_expanded_values_are_read_as_they_are(rng):

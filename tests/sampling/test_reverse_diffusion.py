@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffmd_fast import InputError
+from diffmd_fast.models import SchNet
 from diffmd_fast.sampling import Sampler, Spring, reverse_diffusion
 
 from .common import Gaussian, ScoreOnly, Well, small_schnet
