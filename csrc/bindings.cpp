@@ -382,6 +382,9 @@ template <typename T> void resident_sampler(const py::dict& model, const py::dic
     throw py::value_error("first_step: expected 0 <= first_step <= end_step <= last_step, and check_every and "
                           "save_every of at least 1");
   if (rule < 0 || rule > std::int64_t(diffmd::Rule::baoab)) throw py::value_error("rule: expected 0 to 4");
+  if (diffmd::Rule(rule) == diffmd::Rule::baoab && (!address("velocities") || !address("kick") || !address("decay") ||
+                                                    !address("amplitude")))
+    throw py::value_error("rule: expected velocities, kick, decay and amplitude with 4");
   const diffmd::ResidentSampler<T> call{
       schnet_call<T>(model, integer("n_replicas"), address("positions"), address("energy"), address("score"),
                      int(integer("n_threads"))),

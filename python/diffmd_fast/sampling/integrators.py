@@ -29,9 +29,9 @@ STEPS, REVERSE_DIFFUSION, METROPOLIS, VELOCITIES = 0, 1, 2, 3
 class Part:
     """Replicas that are evaluated together, and what belongs to their present positions.
 
-    ``positions`` [replicas, atoms, 3] nm, a view into the run's; ``first``: their first row there; ``first_replica``:
-    their first number in the noise; ``velocities`` nm/ps, or None; ``energy`` [replicas] kT0, or None for a model
-    without; ``score`` 1/nm; ``accepted``: steps accepted, int64 [replicas].
+    ``positions`` [replicas, atoms, 3] nm, ``velocities`` nm/ps or None, ``accepted``: steps accepted, int64 [replicas]:
+    all three views into the run's; ``first``: their first row there; ``first_replica``: their first number in the
+    noise; ``energy`` [replicas] kT0, or None for a model without; ``score`` 1/nm.
     """
 
     positions: Tensor
@@ -58,6 +58,7 @@ class EulerMaruyama:
     rule = 0  # csrc/resident_sampler.hpp
     needs_energy = uses_velocities = counts_acceptance = False
     order = 1  # of the stationary error in dt; None: no error
+    number_text, limit = "D dt L", 2.0  # the number that says how large a step is, and where it becomes unstable
 
     def __init__(self, diffusion_time: Tensor, seed: int):
         self.diffusion_time, self.seed = diffusion_time, seed
@@ -106,9 +107,9 @@ class Heun(EulerMaruyama):
     name, rule, order = "heun", 2, 2
 
     def move(self, part: Part, evaluate: Evaluate, step: int, variance: Tensor) -> None:
-        predicted = part.positions.clone()
+        predicted, score = part.positions.clone(), part.score.clone()  # a module may answer twice in one memory
         self._step(predicted, part.score, part, step, variance)
-        score = (part.score + evaluate(predicted)[1]).mul_(0.5)
+        score.add_(evaluate(predicted)[1]).mul_(0.5)
         self._step(part.positions, score, part, step, variance)
 
     @staticmethod
@@ -123,9 +124,11 @@ class Metropolis(EulerMaruyama):
     """
 
     name, rule, order = "metropolis", 3, None
+    limit = float("inf")
     needs_energy = counts_acceptance = True
 
     def move(self, part: Part, evaluate: Evaluate, step: int, variance: Tensor) -> None:
+        part.energy, part.score = part.energy.clone(), part.score.clone()  # a module may answer twice in one memory
         self._before = part.positions.clone()
         self._step(part.positions, part.score, part, step, variance)
 
@@ -142,7 +145,7 @@ class Metropolis(EulerMaruyama):
             part.positions.copy_(torch.where(accepted[:, None, None], part.positions, self._before))
             score = torch.where(accepted[:, None, None], score, part.score)
             energy = torch.where(accepted, energy, part.energy)
-            part.accepted += accepted.to(part.accepted.device)
+            part.accepted += accepted
         part.energy, part.score = energy, score
 
     @staticmethod
@@ -163,31 +166,32 @@ class Baoab(EulerMaruyama):
     """
 
     name, rule, order = "baoab", 4, 2
+    number_text, limit = "dt^2 L kT0/m", 4.0
     uses_velocities = True
 
     def __init__(self, diffusion_time: Tensor, seed: int, masses: Tensor, thermal_energy: float, time_step: float):
         super().__init__(diffusion_time, seed)
         speeds = thermal_energy / masses  # kT0/m, nm^2/ps^2
         friction = speeds * time_step / diffusion_time
-        self.half_step, self.kick, self.decay = 0.5 * time_step, 0.5 * time_step * speeds, torch.exp(-friction * time_step)
+        self.half_step, self.kick = 0.5 * time_step, 0.5 * time_step * speeds
+        self.decay = torch.exp(-friction * time_step)
         self.amplitude = torch.sqrt(-torch.expm1(-2 * friction * time_step) * speeds)
-        self.thermal_speed = torch.sqrt(speeds)
-        self._noise = self._zeros = torch.empty(0)
+        self.masses, self.thermal_speed = masses, torch.sqrt(speeds)
 
-    def draw_velocities(self, part: Part, variance: Tensor) -> Tensor:
-        """Those of thermal equilibrium at the start, in nm/ps."""
-        xi = torch.zeros_like(part.positions)
-        self._draw(xi, part, 0, VELOCITIES)
+    def draw_velocities(self, positions: Tensor, first_replica: int, variance: Tensor) -> Tensor:
+        """Those of thermal equilibrium at the start, [replicas, atoms, 3] in nm/ps."""
+        xi = self._noise(positions, first_replica, 0, VELOCITIES)
         return xi * (self.thermal_speed * variance.sqrt()).to(xi.dtype)[:, None]
 
-    def _draw(self, out: Tensor, part: Part, step: int, domain: int) -> None:
-        """Standard normal noise into ``out``, which holds zeros: a step from 0 with no score and D dt = 1/2."""
-        half, one = (torch.tensor([value], dtype=torch.float64, device=out.device) for value in (0.5, 1.0))
-        move(out, torch.zeros_like(out), half, one, self.seed, part.first_replica, step, domain)
+    def _noise(self, positions: Tensor, first_replica: int, step: int, domain: int) -> Tensor:
+        """Standard normal noise of the positions' shape: a step from 0 with no score and D dt = 1/2."""
+        xi, no_score = torch.zeros_like(positions), torch.zeros_like(positions)
+        half, one = (torch.tensor([value], dtype=torch.float64, device=xi.device) for value in (0.5, 1.0))
+        move(xi, no_score, half, one, self.seed, first_replica, step, domain)
+        return xi
 
     def move(self, part: Part, evaluate: Evaluate, step: int, variance: Tensor) -> None:
-        noise = torch.zeros_like(part.positions)
-        self._draw(noise, part, step, STEPS)
+        noise = self._noise(part.positions, part.first_replica, step, STEPS)
         if _native_serves(part.positions):
             self._native("langevin_move", part, part.score, noise, variance)
         else:
