@@ -127,13 +127,15 @@ def train(snapshots, topology, atoms, temperature, out, steps, minutes, batch_si
 @click.option("--stiffness", type=float, metavar="1/NM2", help="Spring stiffness k = 1/(2 D dt), instead of it.")
 @click.option("--diffusion", type=float, default=0.002, show_default=True, metavar="NM2/PS",
               help="Diffusion coefficient of every atom.")
-@click.option("--temperature", metavar="K", help="Temperature of the run, or a schedule STEP:K,STEP:K,... with straight "
-              "lines between, e.g. 0:900,20000:300; default: the model's T0.")
+@click.option("--temperature", metavar="K",
+              help="Temperature of the run, or a schedule STEP:K,STEP:K,... with straight "
+                   "lines between, e.g. 0:900,20000:300; default: the model's T0.")
 @click.option("--noise-level", type=float, metavar="NM", help="Noise level of the energy; default: the smallest.")
 @click.option("--integrator", default="euler-maruyama", show_default=True, metavar="NAME",
               help="euler-maruyama, leimkuhler-matthews (better averages at no cost), heun, metropolis (exact for the "
                    "energy) or baoab (with velocities).")
-@click.option("--masses", metavar="DA", help="For baoab: one number, or one per atom with commas; default: the elements'.")
+@click.option("--masses", metavar="DA",
+              help="For baoab: one number, or one per atom with commas; default: the elements'.")
 @click.option("--save-every", type=int, default=100, show_default=True, metavar="STEPS", help="Steps between frames.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the noise and of the choice of frames.")
 @click.option("--batch-size", type=int, metavar="R", help="Replicas evaluated together; the result is the same.")

@@ -31,7 +31,8 @@ class Part:
 
     ``positions`` [replicas, atoms, 3] nm, ``velocities`` nm/ps or None, ``accepted``: steps accepted, int64 [replicas]:
     all three views into the run's; ``first``: their first row there; ``first_replica``: their first number in the
-    noise; ``energy`` [replicas] kT0, or None for a model without; ``score`` 1/nm.
+    noise; ``energy`` [replicas] kT0, or None for a model without; ``score`` 1/nm; ``before``: the positions that a
+    proposal was made from.
     """
 
     positions: Tensor
@@ -41,6 +42,7 @@ class Part:
     accepted: Tensor
     energy: Tensor | None = None
     score: Tensor | None = None
+    before: Tensor | None = None
 
 
 Evaluate = Callable[[Tensor], tuple[Tensor | None, Tensor]]
@@ -129,11 +131,11 @@ class Metropolis(EulerMaruyama):
 
     def move(self, part: Part, evaluate: Evaluate, step: int, variance: Tensor) -> None:
         part.energy, part.score = part.energy.clone(), part.score.clone()  # a module may answer twice in one memory
-        self._before = part.positions.clone()
+        part.before = part.positions.clone()
         self._step(part.positions, part.score, part, step, variance)
 
     def finish(self, part: Part, energy: Tensor | None, score: Tensor, step: int, variance: Tensor) -> None:
-        arguments = (self._before, part.score, part.energy, part.positions, score, energy)
+        arguments = (part.before, part.score, part.energy, part.positions, score, energy)
         if _native_serves(part.positions):
             native("metropolis", part.positions.dtype)(
                 *part.positions.shape[:2], *(tensor.data_ptr() for tensor in arguments),
@@ -142,7 +144,7 @@ class Metropolis(EulerMaruyama):
         else:
             accepted = metropolis_core(*arguments, self.diffusion_time, variance, self.seed, part.first_replica, step,
                                        METROPOLIS)
-            part.positions.copy_(torch.where(accepted[:, None, None], part.positions, self._before))
+            part.positions.copy_(torch.where(accepted[:, None, None], part.positions, part.before))
             score = torch.where(accepted[:, None, None], score, part.score)
             energy = torch.where(accepted, energy, part.energy)
             part.accepted += accepted

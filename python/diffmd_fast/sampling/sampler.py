@@ -212,6 +212,7 @@ class Sampler:
             return array
 
         taken = run.step - run.first_step
+        counted = self._integrator.counts_acceptance and taken > 0
         return Trajectory(
             positions=saved,
             final_positions=per_replica(run.positions),
@@ -224,7 +225,7 @@ class Sampler:
             seed=self.seed,
             stability=stability,
             path=frames.path,
-            acceptance=per_replica(run.accepted / taken) if self._integrator.counts_acceptance and taken else None,
+            acceptance=per_replica(run.accepted.double() / taken) if counted else None,
             final_velocities=None if run.velocities is None else per_replica(run.velocities),
             kinetic_temperature=np.array(run.kinetic_temperatures) if self._integrator.uses_velocities else None,
         )

@@ -35,7 +35,7 @@ class Schedule:
         except TypeError:
             raise InputError(f"temperature: expected {wanted}, got {temperature!r}"[:200]) from None
         require(len(pairs) > 0 and all(len(pair) == 2 for pair in pairs), "temperature", wanted, repr(temperature)[:80])
-        self.value = tuple((check_integer(step, "temperature", minimum=0, maximum=2**53),
+        self.value = tuple((check_integer(_whole(step), "temperature", minimum=0, maximum=2**53),
                             check_number(kelvin, "temperature", above=0, unit="K")) for step, kelvin in pairs)
         steps = [step for step, _ in self.value]
         require(all(a < b for a, b in zip(steps, steps[1:])), "temperature", "pairs of ascending steps", steps)
@@ -58,3 +58,8 @@ class Schedule:
         if isinstance(self.value, float):
             return f"{self.value:g} K"
         return ", ".join(f"{kelvin:g} K at step {step}" for step, kelvin in self.value)
+
+
+def _whole(step: Any) -> Any:
+    """10.0, which arrays have, is a step; 10.5 is not."""
+    return int(step) if isinstance(step, float) and step.is_integer() else step
