@@ -305,7 +305,7 @@ def bad_sampling(frames, model, bad):
                  ("temperature", "0:300,0:400"), ("temperature", "1:2:3"), ("temperature", "300,400"),
                  ("masses", "12")),
         *(("masses", [*right, "--integrator", "baoab", *masses])
-          for masses in ((), ("--masses", "-1"), ("--masses", "1,2"), ("--masses", "light"))),
+          for masses in (("--masses", "-1"), ("--masses", "1,2"), ("--masses", "light"))),
         ("--stepz", ["sample", model, "--stepz", 3]),
         ("model", ["sample"]),
     ]
