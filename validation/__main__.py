@@ -33,6 +33,14 @@ PARTS = {
     "double_well": "exact.double_well",
     "muller_brown": "exact.muller_brown",
     "temperature": "exact.temperature",
+    "butane_exact": "alkanes.butane_exact",
+    "butane_temperature": "alkanes.butane_temperature",
+    "butane": "alkanes.butane",
+    "tridecane": "alkanes.tridecane",
+    "hexadecane": "alkanes.hexadecane",
+    "heavy_atoms": "alanine.heavy_atoms",
+    "five_beads": "alanine.five_beads",
+    "all_atoms": "alanine.all_atoms",
 }
 
 

@@ -39,3 +39,56 @@ def order_figure(system: str, lines: dict) -> str:
              ylabel="|error of ⟨E⟩| (kT0)", title=system)
     axis.legend(frameon=False, fontsize=8)
     return save(figure, "order_" + ("double_well" if system == "double well" else "muller_brown"))
+
+
+def autocorrelation_figure(system: str, lags: list[float], ours: list, theirs: list) -> str:
+    figure, axis = new_figure(5.2, 3.4)
+    for found, color, label in ((theirs, "#7f7f7f", "Brownian reference"), (ours, "#1f4e79", "run")):
+        values, errors = np.array(found).T
+        axis.errorbar(lags, values, 2 * errors, fmt="o-", ms=4, capsize=3, color=color, label=label)
+    axis.set(xlabel="lag (ps)", ylabel="⟨cos(f(t) − f(0))⟩", title=system)
+    axis.legend(frameon=False)
+    return save(figure, "autocorrelation_" + system.split(",")[0])
+
+
+def torsion_figure(name: str, run: np.ndarray, reference: np.ndarray) -> str:
+    figure, axis = new_figure(5.2, 3.4)
+    bins = np.linspace(-180, 180, 73)
+    axis.hist(np.degrees(reference).ravel(), bins, density=True, color="#c8c8c8", label="snapshots")
+    axis.hist(np.degrees(run).ravel(), bins, density=True, histtype="step", color="#1f4e79", lw=1.5, label="run")
+    axis.set(xlabel="torsion (degrees)", ylabel="density (1/degree)", title=name, xlim=(-180, 180))
+    axis.legend(frameon=False)
+    return save(figure, f"torsions_{name}")
+
+
+def matrix_figure(name: str, matrix: np.ndarray) -> str:
+    figure, axis = new_figure(4.4, 3.8)
+    image = axis.imshow(matrix, cmap="viridis", origin="lower")
+    axis.set(xlabel="frame", ylabel="frame", title=name)
+    figure.colorbar(image, label="correlation")
+    return save(figure, f"correlation_{name}")
+
+
+def surfaces_figure(name: str, surfaces: dict[str, np.ndarray]) -> str:
+    """Free energy of (phi, psi) of each face, from probabilities [bins, bins], on one scale of 0 to 7 kT."""
+    figure, axes = new_figure(3.3 * len(surfaces) + 0.6, 3.4, 1, len(surfaces))
+    for axis, (label, probability) in zip(np.ravel(axes), surfaces.items()):
+        with np.errstate(divide="ignore"):
+            energy = -np.log(probability / probability.max())
+        image = axis.imshow(energy.T, origin="lower", extent=(-180, 180, -180, 180), cmap="viridis", vmin=0, vmax=7)
+        axis.set(title=label, xlabel="φ (degrees)", ylabel="ψ (degrees)", xticks=(-180, -90, 0, 90, 180),
+                 yticks=(-180, -90, 0, 90, 180))
+    figure.colorbar(image, ax=axes, label="free energy (kT)")
+    return save(figure, f"surfaces_{name}")
+
+
+def short_time_figure(curves: dict[str, tuple]) -> str:
+    """1 - <cos(q(t) - q(0))>, one panel a basin: of the run and of the reference."""
+    figure, axes = new_figure(9.0, 3.4, 1, len(curves))
+    for axis, (basin, (lags, ours, theirs)) in zip(np.ravel(axes), curves.items()):
+        for angle, color in (("phi", "#1f4e79"), ("psi", "#c0392b")):
+            axis.plot(lags, theirs[angle], "o", ms=3, color=color, mfc="none", label=f"{angle}, Brownian reference")
+            axis.plot(lags, ours[angle], color=color, label=f"{angle}, run")
+        axis.set(xlabel="lag (ps)", ylabel="1 − ⟨cos Δ⟩", title=f"from {basin}", xlim=(0, 10))
+        axis.legend(frameon=False, fontsize=7)
+    return save(figure, "short_time")

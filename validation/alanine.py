@@ -1,0 +1,208 @@
+"""Alanine dipeptide learned from snapshots: heavy atoms, all atoms, and the five atoms of its backbone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import torch
+from diffmd_fast.analysis.consistency import Consistency, ReferenceHistogram, read_reference
+from diffmd_fast.analysis.kinetics import hop_rates
+
+from diffmd_fast import load_model
+from diffmd_fast.analysis import consistency, dihedral_angles
+from diffmd_fast.io import Snapshots
+from diffmd_fast.sampling import Sampler, choose_spring
+from diffmd_fast.sampling.spring import MOLAR_GAS_CONSTANT
+from diffmd_fast.training import Settings
+
+from .figures import short_time_figure, surfaces_figure
+from .learned import ROOT, need_data, read, trained
+from .measure import Part, Row, number
+
+DIFFUSION = 0.00207861565453831  # nm^2/ps, of the reference's Brownian runs
+THERMAL_ENERGY = MOLAR_GAS_CONSTANT * 300
+# data/README.md: reweighted raw frames of all 20 runs, with jackknife errors over the runs.
+POPULATIONS = {"phi > 0": (0.0207, 0.0008), "alpha R": (0.407, 0.009), "beta / PPII": (0.572, 0.008)}
+BASIN_CORES = {"alphaR": (-60.0, 30.0), "beta_PPII": (120.0, 180.0)}  # psi in degrees, phi < 0
+
+
+def heavy_atoms() -> Part:
+    """The checkpoint that the package ships."""
+    part = Part("Alanine dipeptide, heavy atoms, learned")
+    model = load_model(ROOT / "examples" / "alanine_dipeptide" / "model.safetensors")
+    snapshots = read("ala2_implicit_300K_train.npz", atoms="heavy")
+    found = faces(part, "alanine dipeptide, heavy atoms", model, snapshots,
+                  read_reference(need_data("ala2_reference_rama.npz")), 0.005, n_steps=150_000)
+    basins(part, "alanine dipeptide, heavy atoms", found)
+    return part
+
+
+def five_beads() -> Part:
+    """Atoms C N CA C N of the backbone, as in ScoreMD's protocol."""
+    part = Part("Alanine dipeptide, five atoms of the backbone, learned")
+    snapshots = backbone(read("ala2_implicit_300K_train.npz"))
+    model = trained("five_beads", snapshots, Settings(n_steps=10**6, max_seconds=300, n_blocks=2))
+    found = faces(part, "five beads", model, snapshots, None, 0.003, n_steps=100_000)
+    basins(part, "five beads", found)
+    return part
+
+
+def backbone(snapshots: Snapshots) -> Snapshots:
+    """Frames of the atoms of phi and psi: 4, 6, 8, 14, 16."""
+    from diffmd_fast.io import Molecule
+
+    keep = np.array([4, 6, 8, 14, 16])
+    molecule = snapshots.molecule
+    part = Molecule(*(tuple(np.array(getattr(molecule, name))[keep].tolist()) for name in (
+        "names", "atomic_numbers", "residue_names", "residue_index")), bonds=tuple((i, i + 1) for i in range(4)))
+    return replace(snapshots, positions=snapshots.positions[:, keep], molecule=part,
+                   valid_positions=None if snapshots.valid_positions is None else snapshots.valid_positions[:, keep])
+
+
+def faces(part: Part, system: str, model, snapshots: Snapshots, reference: ReferenceHistogram | None, margin: float,
+          n_steps: int) -> Consistency:
+    """Generated frames, the simulated ensemble, snapshots and the reference in one table; what is asked is one row."""
+    found = consistency(model, snapshots, reference=reference, n_replicas=128, n_steps=n_steps, diffusion=DIFFUSION,
+                        integrator="leimkuhler-matthews", progress=False, n_generated=8192)
+    truth = "snapshots" if reference is None else "reference"
+    for agreement in found.agreements:
+        if agreement.dihedrals != found.dihedrals.surface:
+            continue
+        asked = {agreement.first, agreement.second} == {"simulated", truth}
+        floor = agreement.floor
+        part.rows.append(Row(system, f"divergence of ({', '.join(agreement.dihedrals)}), {agreement.first} against "
+                             f"{agreement.second}, nats", f"{agreement.divergence:.4f}",
+                             f"at most floor {floor.mean:.4f} (± {floor.sd:.4f}) + {margin:g}" if asked else
+                             f"floor {floor.mean:.4f} (± {floor.sd:.4f})",
+                             bool(agreement.divergence <= floor.mean + margin) if asked else None,
+                             floor.reason if not floor.reliable else ""))
+    part.pictures.append((surfaces_figure(system.replace(" ", "_").replace(",", ""), found.histograms),
+                          f"{system}: free energy of the dihedrals, generated, simulated and from the data."))
+    settings = found.settings
+    part.remarks.append(f"{settings['n_replicas']} replicas × {settings['n_steps'] * settings['time_step_ps']:.0f} ps "
+                        f"({settings['integrator']}, time step {settings['time_step_ps']:.3g} ps, D = {DIFFUSION:.4g} "
+                        f"nm²/ps), {found.lost} replicas lost; {found.frames['generated']} frames generated; noise level "
+                        f"{settings['noise_level_nm']:g} nm.")
+    return found
+
+
+def basins(part: Part, system: str, found: Consistency) -> None:
+    """Free-energy error of every basin: log of the ratio of populations, in kT."""
+    (populations,) = found.populations.values()
+    for basin, (name, (true, uncertainty)) in zip(populations, POPULATIONS.items()):
+        share, error = populations[basin]["simulated"]
+        value = -np.log(share / true) if share > 0 else np.inf
+        both = float(np.hypot(error / max(share, 1e-9), uncertainty / true))
+        part.rows.append(Row(system, f"free-energy error of {name}, kT", number(value, both), "0 within 0.15",
+                             bool(abs(value) <= 0.15), f"share {number(share, error)}, reference {true} ± {uncertainty}"))
+
+
+def all_atoms() -> Part:
+    part = Part("Alanine dipeptide, all atoms, learned")
+    system = "alanine dipeptide, all atoms"
+    snapshots = read("ala2_implicit_300K_train.npz")
+    model = trained("all_atoms", snapshots, Settings(n_steps=10**6, max_seconds=600))
+    found = faces(part, system, model, snapshots, read_reference(need_data("ala2_reference_rama.npz")), 0.005,
+                  n_steps=40_000)
+    basins(part, system, found)
+    part.rows.append(force_row(system, model))
+    dynamics(part, system, model, snapshots)
+    return part
+
+
+def force_row(system: str, model) -> Row:
+    with np.load(need_data("ala2_implicit_300K_valid_eval.npz")) as file:
+        x, true = torch.as_tensor(file["positions"]), torch.as_tensor(file["forces"]).double()
+    ours = torch.cat([model.energy_and_score(chunk)[1] for chunk in x.split(512)]).double() * THERMAL_ENERGY
+    error, size = (true - ours).square().mean().sqrt().item(), true.square().mean().sqrt().item()
+    return Row(system, "force error, kJ/mol/nm", f"{error:.0f}", f"shown; forces are {size:.0f} (rms)", None,
+               f"at noise level {model.noise_level:g} nm, whose blur softens the bonds, against forces without")
+
+
+def dynamics(part: Part, system: str, model, snapshots: Snapshots) -> None:
+    """Short-time curves from each basin and exchange rates against Brownian dynamics with the true forces."""
+    with open(need_data("ala2_brownian_300K_summary.json")) as file:
+        reference = json.load(file)
+    x = torch.as_tensor(snapshots.positions)
+    quadruples = np.array([[4, 6, 8, 14], [6, 8, 14, 16]])
+    angles = dihedral_angles(snapshots.positions, quadruples)
+    curves, hops = {}, []
+    for basin in ("beta_PPII", "alphaR"):
+        chosen = np.flatnonzero(in_basin(angles, basin))
+        chosen = np.random.default_rng(1).permutation(chosen)[:96]
+        start = x[chosen] - x[chosen].mean(1, keepdim=True)
+        spring = choose_spring(model, start, DIFFUSION)
+        every = max(1, round(0.1 / spring.time_step))
+        frames = Sampler(model, spring, seed=11).run(start, round(60 / spring.time_step), every).positions
+        q = dihedral_angles(frames.reshape(-1, *frames.shape[2:]), quadruples).reshape(*frames.shape[:2], 2)
+        interval = every * spring.time_step
+        hops.append((q, interval))
+        table = reference[f"short_time_from_{basin}"]
+        lags = np.array(table["lag_ps"])
+        ours = {name: from_basin(q, in_basin(q, basin), k, lags, interval) for k, name in enumerate(("phi", "psi"))}
+        for name in ("phi", "psi"):
+            compare_curve(part, system, basin, name, lags, ours[name], table)
+        curves[basin] = (lags, {k: v[0] for k, v in ours.items()}, {k: 1 - np.array(table[k]) for k in ("phi", "psi")})
+    part.pictures.append((short_time_figure(curves), "1 − ⟨cos Δφ⟩ and 1 − ⟨cos Δψ⟩ from either basin: run and Brownian "
+                          "dynamics with the true forces."))
+    exchange(part, system, hops, reference["hops"])
+
+
+def in_basin(angles: np.ndarray, basin: str) -> np.ndarray:
+    """data/README.md: left is 0 <= phi < 135 degrees, alphaR the rest with -120 <= psi < 60, beta/PPII the remainder."""
+    phi, psi = np.degrees(angles[..., 0]), np.degrees(angles[..., 1])
+    left = (phi >= 0) & (phi < 135)
+    right = (psi >= -120) & (psi < 60)
+    return ~left & (right if basin == "alphaR" else ~right)
+
+
+def from_basin(q: np.ndarray, inside: np.ndarray, k: int, lags: np.ndarray, interval: float) -> tuple:
+    """1 - <cos(q(t) - q(0))> over frames [frames, replicas] that start inside, at the lags; errors over replicas."""
+    values, errors = [], []
+    for lag in np.rint(lags / interval).astype(int):
+        if lag == 0:
+            values.append(0.0)
+            errors.append(0.0)
+            continue
+        change = 1 - np.cos(q[lag:, :, k] - q[:-lag, :, k])
+        weight = inside[:-lag].astype(float)
+        per_replica, count = (change * weight).sum(0), weight.sum(0)
+        mean = per_replica.sum() / count.sum()
+        values.append(mean)
+        errors.append(np.sqrt(((per_replica - mean * count) ** 2).sum()) / count.sum())
+    return np.array(values), np.array(errors)
+
+
+def compare_curve(part: Part, system: str, basin: str, name: str, lags: np.ndarray, ours: tuple, table: dict) -> None:
+    """The largest relative difference over the lags 0.5 to 10 ps."""
+    true, uncertainty = 1 - np.array(table[name]), np.array(table[f"{name}_err"])
+    at = (lags >= 0.5) & (lags <= 10)
+    ratio = ours[0][at] / true[at] - 1
+    error = np.hypot(ours[1][at], uncertainty[at]) / true[at]
+    worst = int(np.abs(ratio).argmax())
+    part.rows.append(Row(system, f"1 − ⟨cos Δ{name}⟩ from {basin}, largest difference over lags 0.5 to 10 ps",
+                         f"{100 * ratio[worst]:+.1f} ± {100 * error[worst]:.1f} %", "0 within 5%",
+                         bool(abs(ratio[worst]) <= 0.05),
+                         f"at {lags[at][worst]:g} ps; mean difference {100 * ratio.mean():+.1f} %"))
+
+
+def exchange(part: Part, system: str, runs: list, reference: dict) -> None:
+    """Core-to-core rates of alphaR <-> beta, per ps; the reference holds five hops."""
+    series, interval = [], runs[0][1]
+    for q, _ in runs:
+        psi, phi = np.degrees(q[..., 1]), np.degrees(q[..., 0])
+        core = np.full(psi.shape, -1)
+        for index, (low, high) in enumerate(BASIN_CORES.values()):
+            core[(phi < 0) & (psi > low) & (psi < high)] = index
+        series += [core[:, r] for r in range(core.shape[1])]
+    found = hop_rates(series, interval, n_cores=2)
+    for (i, j), label, n, time in (((0, 1), "alphaR_to_beta", reference["alphaR_to_beta"], reference["ps_in_alphaR"]),
+                                   ((1, 0), "beta_to_alphaR", reference["beta_to_alphaR"], reference["ps_in_beta"])):
+        value, error = 1000 * found.rates[i, j], 1000 * found.errors[i, j]
+        true, uncertainty = 1000 * n / time, 1000 * n**0.5 / time
+        part.rows.append(Row(system, f"rate {label.replace('_', ' ')}, 1/ns", number(value, error),
+                             f"{number(true, uncertainty)} within two standard errors of both",
+                             bool(abs(value - true) <= 2 * np.hypot(error, uncertainty)),
+                             f"{found.counts[i, j]} hops here, {n} in the reference: rough on both sides"))
