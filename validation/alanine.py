@@ -25,7 +25,6 @@ DIFFUSION = 0.00207861565453831  # nm^2/ps, of the reference's Brownian runs
 THERMAL_ENERGY = MOLAR_GAS_CONSTANT * 300
 # data/README.md: reweighted raw frames of all 20 runs, with jackknife errors over the runs.
 POPULATIONS = {"phi > 0": (0.0207, 0.0008), "alpha R": (0.407, 0.009), "beta / PPII": (0.572, 0.008)}
-BASIN_CORES = {"alphaR": (-60.0, 30.0), "beta_PPII": (120.0, 180.0)}  # psi in degrees, phi < 0
 
 
 def heavy_atoms() -> Part:
@@ -81,10 +80,10 @@ def faces(part: Part, system: str, model, snapshots: Snapshots, reference: Refer
     part.pictures.append((surfaces_figure(system.replace(" ", "_").replace(",", ""), found.histograms),
                           f"{system}: free energy of the dihedrals, generated, simulated and from the data."))
     settings = found.settings
-    part.remarks.append(f"{settings['n_replicas']} replicas × {settings['n_steps'] * settings['time_step_ps']:.0f} ps "
-                        f"({settings['integrator']}, time step {settings['time_step_ps']:.3g} ps, D = {DIFFUSION:.4g} "
-                        f"nm²/ps), {found.lost} replicas lost; {found.frames['generated']} frames generated; noise level "
-                        f"{settings['noise_level_nm']:g} nm.")
+    step, level = settings["time_step_ps"], settings["noise_level_nm"]
+    part.remarks.append(f"{settings['n_replicas']} replicas × {settings['n_steps'] * step:.0f} ps "
+                        f"({settings['integrator']}, time step {step:.3g} ps, D = {DIFFUSION:.4g} nm²/ps), {found.lost} "
+                        f"replicas lost; {found.frames['generated']} frames generated; noise level {level:g} nm.")
     return found
 
 
@@ -95,8 +94,9 @@ def basins(part: Part, system: str, found: Consistency) -> None:
         share, error = populations[basin]["simulated"]
         value = -np.log(share / true) if share > 0 else np.inf
         both = float(np.hypot(error / max(share, 1e-9), uncertainty / true))
+        remark = f"share {number(share, error)}, reference {true} ± {uncertainty}"
         part.rows.append(Row(system, f"free-energy error of {name}, kT", number(value, both), "0 within 0.15",
-                             bool(abs(value) <= 0.15), f"share {number(share, error)}, reference {true} ± {uncertainty}"))
+                             bool(abs(value) <= 0.15), remark))
 
 
 def all_atoms() -> Part:
@@ -144,14 +144,14 @@ def dynamics(part: Part, system: str, model, snapshots: Snapshots) -> None:
         ours = {name: from_basin(q, in_basin(q, basin), k, lags, interval) for k, name in enumerate(("phi", "psi"))}
         for name in ("phi", "psi"):
             compare_curve(part, system, basin, name, lags, ours[name], table)
-        curves[basin] = (lags, {k: v[0] for k, v in ours.items()}, {k: 1 - np.array(table[k]) for k in ("phi", "psi")})
-    part.pictures.append((short_time_figure(curves), "1 − ⟨cos Δφ⟩ and 1 − ⟨cos Δψ⟩ from either basin: run and Brownian "
-                          "dynamics with the true forces."))
+        curves[basin] = (lags, {k: v[0] for k, v in ours.items()}, {k: 1 - np.array(table[k]) for k in ours})
+    part.pictures.append((short_time_figure(curves), "1 − ⟨cos Δφ⟩ and 1 − ⟨cos Δψ⟩ from either basin: run and "
+                          "Brownian dynamics with the true forces."))
     exchange(part, system, hops, reference["hops"])
 
 
 def in_basin(angles: np.ndarray, basin: str) -> np.ndarray:
-    """data/README.md: left is 0 <= phi < 135 degrees, alphaR the rest with -120 <= psi < 60, beta/PPII the remainder."""
+    """data/README.md: left is 0 <= phi < 135 degrees, alphaR the rest with -120 <= psi < 60, beta/PPII the others."""
     phi, psi = np.degrees(angles[..., 0]), np.degrees(angles[..., 1])
     left = (phi >= 0) & (phi < 135)
     right = (psi >= -120) & (psi < 60)
@@ -189,13 +189,12 @@ def compare_curve(part: Part, system: str, basin: str, name: str, lags: np.ndarr
 
 
 def exchange(part: Part, system: str, runs: list, reference: dict) -> None:
-    """Core-to-core rates of alphaR <-> beta, per ps; the reference holds five hops."""
+    """Core-to-core rates of alphaR <-> beta; cores as data/make/ala2_brownian.py has them; the reference: five hops."""
     series, interval = [], runs[0][1]
     for q, _ in runs:
-        psi, phi = np.degrees(q[..., 1]), np.degrees(q[..., 0])
-        core = np.full(psi.shape, -1)
-        for index, (low, high) in enumerate(BASIN_CORES.values()):
-            core[(phi < 0) & (psi > low) & (psi < high)] = index
+        phi, psi = np.degrees(q[..., 0]), np.degrees(q[..., 1])
+        left = (phi >= 0) & (phi < 135)
+        core = np.where(left, -1, np.where(np.abs(psi + 20) < 40, 0, np.where(psi > 110, 1, -1)))
         series += [core[:, r] for r in range(core.shape[1])]
     found = hop_rates(series, interval, n_cores=2)
     for (i, j), label, n, time in (((0, 1), "alphaR_to_beta", reference["alphaR_to_beta"], reference["ps_in_alphaR"]),

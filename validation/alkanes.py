@@ -59,8 +59,9 @@ def butane_exact() -> Part:
     angles, interval = run_exact(model, 2048, 50.0, 1e-3, seed=1)
     exact = exact_trans_share(model)
     shares = (np.abs(angles[:, :, 0]) > TRANS).mean(0)
-    part.rows.append(within("butane, exact forces", "trans share", shares.mean(), shares.std(ddof=1) / len(shares) ** 0.5,
-                            exact, remark="exact by quadrature"))
+    error = shares.std(ddof=1) / len(shares) ** 0.5
+    part.rows.append(within("butane, exact forces", "trans share", shares.mean(), error, exact,
+                            remark="exact by quadrature"))
     with np.load(need_data("butane_traj_brownian_300K.npz")) as file:
         reference = dihedral_angles(file["positions"], torsions(4))[:, None, :]
         spacing = float(file["time_between_frames"])
@@ -86,13 +87,13 @@ def compare_autocorrelation(part: Part, system: str, angles: np.ndarray, interva
 
 
 def lag_mean(angles: np.ndarray, lag: int) -> tuple[float, float]:
-    """<cos(f(t + lag) - f(t))> over frames, replicas and torsions of [frames, replicas, torsions]; error over replicas."""
+    """<cos(f(t + lag) - f(t))> of angles [frames, replicas, torsions], and its error from the replicas' scatter."""
     means = np.cos(angles[lag:] - angles[:-lag]).mean((0, 2))
     return float(means.mean()), float(means.std(ddof=1) / len(means) ** 0.5)
 
 
 def butane_temperature() -> Part:
-    """Butane at other temperatures than the energy's; Leimkuhler-Matthews, so that averages are right at large steps."""
+    """Butane at other temperatures than its energy's; Leimkuhler-Matthews: averages are right at large steps."""
     part, model = Part("Temperature through the spring: butane"), TraPPEAlkane.butane()
     start = model.sample(2048, seed=3).float()
     time_step = 2e-3  # D dt L = 0.95
