@@ -10,6 +10,7 @@ from .autocorrelation import (
 from .averages import Average, average, circular_average
 from .comparison import Comparison, compare
 from .divergence import SamplingFloor, Units, jensen_shannon, resampling_units, sampling_floor
+from .fokker_planck import RelaxationRates, double_well_rates, muller_brown_rates, relaxation_rates
 from .free_energy import (
     basin_populations,
     free_energy,
@@ -18,6 +19,19 @@ from .free_energy import (
     torsion_basin,
 )
 from .geometry import bond_lengths, dihedral_angles, distances
+from .kinetics import (
+    HopRates,
+    ImpliedTimescales,
+    RelaxationTime,
+    Tica,
+    Vamp2Score,
+    hop_rates,
+    implied_timescales,
+    relaxation_time,
+    tica,
+    torsion_core,
+    vamp2_score,
+)
 from .replicas import Replicas, find_replicas
 from .report import report
 from .structure import align, correlation_matrix, end_to_end_distance, radius_of_gyration, rmsd, rmsd_matrix
@@ -27,9 +41,15 @@ __all__ = [
     "Average",
     "Comparison",
     "DihedralAutocorrelation",
+    "HopRates",
+    "ImpliedTimescales",
+    "RelaxationRates",
+    "RelaxationTime",
     "Replicas",
     "SamplingFloor",
+    "Tica",
     "Units",
+    "Vamp2Score",
     "align",
     "autocorrelation",
     "average",
@@ -42,17 +62,26 @@ __all__ = [
     "dihedral_angles",
     "dihedral_autocorrelation",
     "distances",
+    "double_well_rates",
     "end_to_end_distance",
     "find_replicas",
     "free_energy",
+    "hop_rates",
+    "implied_timescales",
     "jensen_shannon",
+    "muller_brown_rates",
     "periodic_histogram",
     "radius_of_gyration",
     "ramachandran_basin",
+    "relaxation_rates",
+    "relaxation_time",
     "report",
     "resampling_units",
     "rmsd",
     "rmsd_matrix",
     "sampling_floor",
+    "tica",
     "torsion_basin",
+    "torsion_core",
+    "vamp2_score",
 ]
