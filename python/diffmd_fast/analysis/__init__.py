@@ -18,6 +18,15 @@ from .free_energy import (
     ramachandran_basin,
     torsion_basin,
 )
+from .free_energy_differences import (
+    FreeEnergyDifference,
+    MbarFreeEnergies,
+    bennett,
+    jarzynski,
+    mbar,
+    zwanzig,
+)
+from .free_energy_profile import FreeEnergyProfile, dihedral_free_energy_profile, free_energy_profile
 from .geometry import bond_lengths, dihedral_angles, distances
 from .kinetics import (
     HopRates,
@@ -41,8 +50,11 @@ __all__ = [
     "Average",
     "Comparison",
     "DihedralAutocorrelation",
+    "FreeEnergyDifference",
+    "FreeEnergyProfile",
     "HopRates",
     "ImpliedTimescales",
+    "MbarFreeEnergies",
     "RelaxationRates",
     "RelaxationTime",
     "Replicas",
@@ -54,6 +66,7 @@ __all__ = [
     "autocorrelation",
     "average",
     "basin_populations",
+    "bennett",
     "bond_lengths",
     "circular_autocorrelation",
     "circular_average",
@@ -61,14 +74,18 @@ __all__ = [
     "correlation_matrix",
     "dihedral_angles",
     "dihedral_autocorrelation",
+    "dihedral_free_energy_profile",
     "distances",
     "double_well_rates",
     "end_to_end_distance",
     "find_replicas",
     "free_energy",
+    "free_energy_profile",
     "hop_rates",
     "implied_timescales",
+    "jarzynski",
     "jensen_shannon",
+    "mbar",
     "muller_brown_rates",
     "periodic_histogram",
     "radius_of_gyration",
@@ -84,4 +101,5 @@ __all__ = [
     "torsion_basin",
     "torsion_core",
     "vamp2_score",
+    "zwanzig",
 ]
