@@ -171,3 +171,14 @@ def test_bad_input(call, start):
     with pytest.raises(InputError) as error:
         call()
     assert str(error.value).startswith(start)
+
+
+def test_hops_of_butane(shared_data):
+    """316 hops in 25 ns as counted by whoever made the trajectory; relaxation of the trans indicator beside it."""
+    from diffmd_fast.analysis import dihedral_angles
+
+    data = np.load(shared_data / "butane_traj_brownian_300K.npz")
+    angles = dihedral_angles(data["positions"], [[0, 1, 2, 3]])[:, 0]
+    result = hop_rates([torsion_core(angles)], float(data["time_between_frames"]), 3)
+    assert result.total == 316
+    assert 1000 * result.total_rate == pytest.approx(14.1, abs=5 * 0.7)

@@ -203,6 +203,9 @@ def test_butane_against_its_reference(shared_data, tmp_path):
     assert shares["trans"]["reference"] == pytest.approx(0.66275, abs=5 * 0.0067)
     assert shares["trans"]["run"] == pytest.approx(0.707, abs=0.02)
     assert result["bond_length_max_relative_deviation"] < 0.01
+    radius = result["radius_of_gyration"]
+    assert abs(radius["run"] - radius["reference"]) < 5 * np.hypot(radius["run_error"], radius["reference_error"])
+    assert radius["reference"] == pytest.approx(0.14604, abs=5 * radius["reference_error"])
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ from .kinetics import (
     torsion_core,
     vamp2_score,
 )
+from .observable_figures import matrix_figure, profile_figure, scalar_figure, timescales_figure
 from .replicas import Replicas, find_replicas
 from .report import report
 from .structure import align, correlation_matrix, end_to_end_distance, radius_of_gyration, rmsd, rmsd_matrix
@@ -85,9 +86,11 @@ __all__ = [
     "implied_timescales",
     "jarzynski",
     "jensen_shannon",
+    "matrix_figure",
     "mbar",
     "muller_brown_rates",
     "periodic_histogram",
+    "profile_figure",
     "radius_of_gyration",
     "ramachandran_basin",
     "relaxation_rates",
@@ -97,7 +100,9 @@ __all__ = [
     "rmsd",
     "rmsd_matrix",
     "sampling_floor",
+    "scalar_figure",
     "tica",
+    "timescales_figure",
     "torsion_basin",
     "torsion_core",
     "vamp2_score",

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import InputError, check_integer, require
 from .autocorrelation import DihedralAutocorrelation, dihedral_autocorrelation
+from .averages import Average, average
 from .divergence import SamplingFloor, Units, jensen_shannon, resampling_units, sampling_floor
 from .free_energy import (
     RAMACHANDRAN_BASINS,
@@ -22,6 +23,7 @@ from .free_energy import (
 )
 from .geometry import bond_lengths, bonds_apart, check_frames, dihedral_angles, distances
 from .replicas import Replicas, find_replicas
+from .structure import radius_of_gyration
 
 if TYPE_CHECKING:
     from ..io import Molecule, Snapshots
@@ -156,7 +158,7 @@ class EnergyTrace:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All results of `compare`; histograms are [bins] or [bins, bins]."""
+    """All results of `compare`; histograms are [bins] or [bins, bins], radii of gyration (all atoms alike) in nm."""
 
     molecule: Molecule
     dihedrals: Dihedrals
@@ -175,6 +177,8 @@ class Comparison:
     distances: LengthStatistics
     shown_distances: tuple[LengthStatistics, np.ndarray, np.ndarray]
     energy: EnergyTrace | None
+    run_radius: Average
+    reference_radius: Average
 
     @property
     def effective_sample_size(self) -> float:
@@ -278,6 +282,8 @@ def compare(
         far,
         shown,
         energy,
+        average(replicas.split(radius_of_gyration(run_frames)), replicas.frame_interval),
+        average(order.split(radius_of_gyration(reference_frames))),
     )
 
 

@@ -190,6 +190,13 @@ def _result(
             }
             for name, populations in comparison.populations.items()
         },
+        "radius_of_gyration": {
+            "run": comparison.run_radius.mean,
+            "run_error": comparison.run_radius.error,
+            "reference": comparison.reference_radius.mean,
+            "reference_error": comparison.reference_radius.error,
+            "run_resolved": comparison.run_radius.resolved,
+        },
         "bond_length_max_relative_deviation": float(deviation.max()) if deviation.size else None,
         "distance_max_relative_deviation": float(far.max()) if far.size else None,
         "bonds": _lengths(comparison.bonds),
