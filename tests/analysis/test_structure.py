@@ -54,8 +54,10 @@ def test_matrices_agree_with_alignment_one_by_one():
     for j, reference in enumerate(frames):
         aligned = align(frames, reference)
         assert np.sqrt(((aligned - reference) ** 2).sum(-1).mean(-1)) == pytest.approx(distance[:, j], abs=1e-7)
-        pearson = [np.corrcoef(x.ravel(), (reference - reference.mean(0)).ravel())[0, 1]
-                   for x in aligned - aligned.mean(1, keepdims=True)]
+        pearson = [
+            np.corrcoef(x.ravel(), (reference - reference.mean(0)).ravel())[0, 1]
+            for x in aligned - aligned.mean(1, keepdims=True)
+        ]
         assert pearson == pytest.approx(correlation[:, j], abs=1e-12)
     assert (np.diag(distance) == 0).all() and (np.diag(correlation) == 1).all()
     assert (distance == distance.T).all()

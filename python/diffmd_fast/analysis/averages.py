@@ -46,9 +46,7 @@ class Average:
         return self.autocorrelation.reason
 
 
-def average(
-    values: Sequence[np.ndarray], frame_interval: float | None = None, window_factor: float = 5.0
-) -> Average:
+def average(values: Sequence[np.ndarray], frame_interval: float | None = None, window_factor: float = 5.0) -> Average:
     """Mean of a number over all replicas, with its standard error.
 
     values: one array [frames] per replica, any unit, in time order; lengths may differ.

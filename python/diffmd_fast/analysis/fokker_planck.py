@@ -83,9 +83,15 @@ def symmetric_operator(energy: np.ndarray, spacing: Sequence[float], diffusion: 
     return (operator + sparse.diags(diagonal)).tocsc()
 
 
-def relaxation_rates(energy: Callable[..., np.ndarray], bounds: Sequence[tuple[float, float]], diffusion: float,
-                     temperature_ratio: float = 1.0, n_rates: int = 3, cells: int = 80,
-                     tolerance: float = 0.01) -> RelaxationRates:
+def relaxation_rates(
+    energy: Callable[..., np.ndarray],
+    bounds: Sequence[tuple[float, float]],
+    diffusion: float,
+    temperature_ratio: float = 1.0,
+    n_rates: int = 3,
+    cells: int = 80,
+    tolerance: float = 0.01,
+) -> RelaxationRates:
     """Slowest relaxation rates of one particle on a surface.
 
     energy: function of the coordinates (nm; one array per axis) in kT0.
@@ -109,22 +115,31 @@ def relaxation_rates(energy: Callable[..., np.ndarray], bounds: Sequence[tuple[f
     # Richardson: the h^2 term cancels between neighboring grids.
     first, second = ((4 * fine - coarse) / 3 for coarse, fine in zip(found, found[1:]))
     error = np.abs(second - first)
-    require(bool((error <= tolerance * second).all()), "cells",
-            f"a grid fine enough for a relative change below {tolerance:g}",
-            f"{cells} and a change of {float((error / second).max()):.2g}")
+    require(
+        bool((error <= tolerance * second).all()),
+        "cells",
+        f"a grid fine enough for a relative change below {tolerance:g}",
+        f"{cells} and a change of {float((error / second).max()):.2g}",
+    )
     return RelaxationRates(second, error, (4 * cells,) * len(bounds))
 
 
-def _rates_on_grid(energy: Callable, bounds: Sequence, diffusion: float, ratio: float, n_rates: int,
-                   cells: int) -> np.ndarray:
+def _rates_on_grid(
+    energy: Callable, bounds: Sequence, diffusion: float, ratio: float, n_rates: int, cells: int
+) -> np.ndarray:
     axes = [low + (np.arange(cells) + 0.5) * (high - low) / cells for low, high in bounds]
     values = np.asarray(energy(*np.meshgrid(*axes, indexing="ij")), dtype=np.float64) / ratio
-    require(values.shape == (cells,) * len(bounds) and bool(np.isfinite(values).all()), "energy",
-            "one finite value per point", f"shape {list(values.shape)}, or a NaN or an infinity")
+    require(
+        values.shape == (cells,) * len(bounds) and bool(np.isfinite(values).all()),
+        "energy",
+        "one finite value per point",
+        f"shape {list(values.shape)}, or a NaN or an infinity",
+    )
     spacing = [(high - low) / cells for low, high in bounds]
     operator = symmetric_operator(values, spacing, diffusion)
-    require(operator.shape[0] > n_rates + 1, "cells", f"more than {n_rates + 1} cells that hold density",
-            operator.shape[0])
+    require(
+        operator.shape[0] > n_rates + 1, "cells", f"more than {n_rates + 1} cells that hold density", operator.shape[0]
+    )
     from scipy.sparse.linalg import eigsh
 
     # Shift-invert just below zero: the operator itself is singular.  A fixed start makes it repeatable.
@@ -134,29 +149,39 @@ def _rates_on_grid(energy: Callable, bounds: Sequence, diffusion: float, ratio: 
     return np.sort(found)[1:]
 
 
-def double_well_rates(model: Any, diffusion: float, temperature_ratio: float = 1.0, n_rates: int = 3,
-                      cells: int = 80) -> RelaxationRates:
+def double_well_rates(
+    model: Any, diffusion: float, temperature_ratio: float = 1.0, n_rates: int = 3, cells: int = 80
+) -> RelaxationRates:
     """Slowest rates (1/ps) along x of `models.analytic.DoubleWell`; y and z are separate and left out.
 
     model: a DoubleWell.  diffusion: nm^2/ps at T0.  Other arguments and errors: `relaxation_rates`.
     """
     ratio = check_number(temperature_ratio, "temperature_ratio", above=0)
     end = model.half_distance * np.sqrt(1 + np.sqrt(40 * ratio / model.barrier))  # 40 kT above the minima
-    return relaxation_rates(lambda x: model.barrier * ((x / model.half_distance) ** 2 - 1) ** 2, [(-end, end)],
-                            diffusion, ratio, n_rates, cells)
+    return relaxation_rates(
+        lambda x: model.barrier * ((x / model.half_distance) ** 2 - 1) ** 2,
+        [(-end, end)],
+        diffusion,
+        ratio,
+        n_rates,
+        cells,
+    )
 
 
-def muller_brown_rates(model: Any, diffusion: float, temperature_ratio: float = 1.0, n_rates: int = 2,
-                       cells: int = 80) -> RelaxationRates:
+def muller_brown_rates(
+    model: Any, diffusion: float, temperature_ratio: float = 1.0, n_rates: int = 2, cells: int = 80
+) -> RelaxationRates:
     """Slowest rates (1/ps) in x and y of `models.analytic.MullerBrown`; z is separate and left out.
 
     model: a MullerBrown.  diffusion: nm^2/ps at T0.  Other arguments and errors: `relaxation_rates`.
     """
+
     def energy(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         x, y = x / model.length_scale, y / model.length_scale
         return model.energy_scale * sum(
             height * np.exp(a * (x - x0) ** 2 + b * (x - x0) * (y - y0) + c * (y - y0) ** 2)
-            for height, a, b, c, x0, y0 in model.TERMS)
+            for height, a, b, c, x0, y0 in model.TERMS
+        )
 
     bounds = [(low * model.length_scale, high * model.length_scale) for low, high in MULLER_BROWN_RANGE]
     return relaxation_rates(energy, bounds, diffusion, temperature_ratio, n_rates, cells)

@@ -104,8 +104,12 @@ def bennett(
             raise InputError(f"backward: expected works that overlap with forward, got none ({error})") from None
     shift = float(found) - np.log(len(works[0]) / len(works[1]))
     terms = [[_fermi(part - shift) for part in ahead], [_fermi(part + shift) for part in back]]
-    require(all(max(part.max() for part in side) > 0 for side in terms), "backward", "works that overlap with forward",
-            "none")
+    require(
+        all(max(part.max() for part in side) > 0 for side in terms),
+        "backward",
+        "works that overlap with forward",
+        "none",
+    )
     return _difference(float(found), [average(side, frame_interval) for side in terms], terms)
 
 
@@ -185,16 +189,28 @@ def mbar(energies: Sequence[Sequence[np.ndarray]]) -> MbarFreeEnergies:
 
 
 def _check_energies(energies: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
-    require(hasattr(energies, "__len__") and len(energies) > 1, "energies", "two states or more",
-            len(energies) if hasattr(energies, "__len__") else type(energies).__name__)
+    require(
+        hasattr(energies, "__len__") and len(energies) > 1,
+        "energies",
+        "two states or more",
+        len(energies) if hasattr(energies, "__len__") else type(energies).__name__,
+    )
     states = []
     for k, replicas in enumerate(energies):
-        require(hasattr(replicas, "__len__") and len(replicas) > 0, "energies", "at least one replica per state",
-                f"none for state {k}")
+        require(
+            hasattr(replicas, "__len__") and len(replicas) > 0,
+            "energies",
+            "at least one replica per state",
+            f"none for state {k}",
+        )
         arrays = [np.asarray(part, dtype=np.float64) for part in replicas]
         for part in arrays:
-            require(part.ndim == 2 and len(part) > 0 and part.shape[1] == len(energies), "energies",
-                    f"arrays [frames, {len(energies)}]", f"shape {list(part.shape)} for state {k}")
+            require(
+                part.ndim == 2 and len(part) > 0 and part.shape[1] == len(energies),
+                "energies",
+                f"arrays [frames, {len(energies)}]",
+                f"shape {list(part.shape)} for state {k}",
+            )
             require(bool(np.isfinite(part).all()), "energies", "finite energies", f"a NaN or infinity in state {k}")
         states.append(arrays)
     return states

@@ -75,5 +75,13 @@ def _profile(index: np.ndarray, units: Units, centers: np.ndarray) -> FreeEnergy
     probability, probability_error = shares(index, units.lengths, len(centers))
     with np.errstate(divide="ignore", invalid="ignore"):
         error = np.where(probability > 0, probability_error / probability, np.nan)
-    return FreeEnergyProfile(centers, probability, probability_error, free_energy(probability), error,
-                             units.description, units.reliable, units.reason)
+    return FreeEnergyProfile(
+        centers,
+        probability,
+        probability_error,
+        free_energy(probability),
+        error,
+        units.description,
+        units.reliable,
+        units.reason,
+    )

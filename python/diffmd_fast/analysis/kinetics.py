@@ -146,9 +146,7 @@ def torsion_core(angles: np.ndarray) -> np.ndarray:
     return np.where(size > TRANS_CORE, 0, np.where(gauche, np.where(wrapped > 0, 1, 2), -1))
 
 
-def hop_rates(
-    cores: Sequence[np.ndarray], frame_interval: float | None = None, n_cores: int | None = None
-) -> HopRates:
+def hop_rates(cores: Sequence[np.ndarray], frame_interval: float | None = None, n_cores: int | None = None) -> HopRates:
     """Rates of hops from core to core, with Poisson errors.
 
     cores: one integer array [frames] per replica, in time order: the core of each frame, -1 outside all
@@ -273,6 +271,7 @@ def implied_timescales(
     timescales = np.full((len(chosen), n_processes), np.nan)
     errors = np.full_like(timescales, np.nan)
     for row, lag in enumerate(chosen):
+
         def slowest(parts: Sequence[np.ndarray], lag: int = lag) -> np.ndarray:
             found = _timescale(np.asarray(_fit_tica(parts, lag).singular_values), lag * interval)[:n_processes]
             return np.pad(found, (0, n_processes - len(found)), constant_values=np.nan)
@@ -366,13 +365,20 @@ def _interval(frame_interval: float | None) -> float:
 
 
 def _check_features(features: Sequence[np.ndarray]) -> list[np.ndarray]:
-    require(not isinstance(features, (str, bytes)) and hasattr(features, "__len__") and len(features) > 0,
-            "features", "a list of arrays [frames, features], one per replica", type(features).__name__)
+    require(
+        not isinstance(features, (str, bytes)) and hasattr(features, "__len__") and len(features) > 0,
+        "features",
+        "a list of arrays [frames, features], one per replica",
+        type(features).__name__,
+    )
     series = [np.asarray(part, dtype=np.float64) for part in features]
     for number, part in enumerate(series):
-        require(part.ndim == 2 and part.shape[0] > 0 and part.shape[1] > 0 and part.shape[1] == series[0].shape[-1],
-                "features", "arrays [frames, features] of as many features each",
-                f"shape {list(part.shape)} for replica {number}")
+        require(
+            part.ndim == 2 and part.shape[0] > 0 and part.shape[1] > 0 and part.shape[1] == series[0].shape[-1],
+            "features",
+            "arrays [frames, features] of as many features each",
+            f"shape {list(part.shape)} for replica {number}",
+        )
         require(bool(np.isfinite(part).all()), "features", "finite features", f"a NaN or infinity in replica {number}")
     return series
 

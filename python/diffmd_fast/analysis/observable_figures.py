@@ -82,21 +82,32 @@ def draw_density(axes: Axes, samples: Mapping[str, Sequence[np.ndarray]], label:
         axes.legend(loc="best")
 
 
-def draw_matrix(axes: Axes, matrix: np.ndarray, frame_interval: float | None = None, title: str = "",
-                lowest: float | None = None, highest: float | None = None) -> Any:
+def draw_matrix(
+    axes: Axes,
+    matrix: np.ndarray,
+    frame_interval: float | None = None,
+    title: str = "",
+    lowest: float | None = None,
+    highest: float | None = None,
+) -> Any:
     """A matrix between frames over two axes of time; returns the image.
 
     matrix: [frames, frames], as `rmsd_matrix` and `correlation_matrix` give; thinned evenly above `MAX_MATRIX`.
     frame_interval: ps.  lowest, highest: ends of the color scale, default those of the matrix.
     """
     array = np.asarray(matrix)
-    require(array.ndim == 2 and array.shape[0] == array.shape[1] and array.size > 0, "matrix", "shape [frames, frames]",
-            f"shape {list(array.shape)}")
+    require(
+        array.ndim == 2 and array.shape[0] == array.shape[1] and array.size > 0,
+        "matrix",
+        "shape [frames, frames]",
+        f"shape {list(array.shape)}",
+    )
     interval, unit = _time_unit(frame_interval)
     stride = -(-len(array) // MAX_MATRIX)
     end = len(array) * interval
-    image = axes.imshow(array[::stride, ::stride], origin="lower", extent=(0, end, 0, end), cmap="viridis",
-                        vmin=lowest, vmax=highest)
+    image = axes.imshow(
+        array[::stride, ::stride], origin="lower", extent=(0, end, 0, end), cmap="viridis", vmin=lowest, vmax=highest
+    )
     axes.set(xlabel=f"time ({unit})", ylabel=f"time ({unit})", title=title, aspect="equal")
     return image
 
@@ -116,8 +127,15 @@ def draw_timescales(axes: Axes, found: ImpliedTimescales, in_ps: bool = True) ->
 
 def draw_profile(axes: Axes, profile: FreeEnergyProfile, label: str, scale: float = 1.0) -> None:
     """Free energy with one standard error as bars.  label: of the coordinate; scale: to its unit (180/pi)."""
-    axes.errorbar(profile.centers * scale, profile.free_energy, yerr=np.nan_to_num(profile.error), color=RUN,
-                  linewidth=1.3, elinewidth=0.9, capsize=1.5)
+    axes.errorbar(
+        profile.centers * scale,
+        profile.free_energy,
+        yerr=np.nan_to_num(profile.error),
+        color=RUN,
+        linewidth=1.3,
+        elinewidth=0.9,
+        capsize=1.5,
+    )
     axes.set(xlabel=label, ylabel="free energy ($kT$)")
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
 
@@ -125,8 +143,13 @@ def draw_profile(axes: Axes, profile: FreeEnergyProfile, label: str, scale: floa
 # ---- figures ---------------------------------------------------------------------------------------
 
 
-def scalar_figure(path: str | os.PathLike, values: Sequence[np.ndarray], label: str,
-                  frame_interval: float | None = None, reference: Sequence[np.ndarray] | None = None) -> None:
+def scalar_figure(
+    path: str | os.PathLike,
+    values: Sequence[np.ndarray],
+    label: str,
+    frame_interval: float | None = None,
+    reference: Sequence[np.ndarray] | None = None,
+) -> None:
     """A number such as the radius of gyration: over time with its mean and error, and its density.
 
     path: of the PNG; its folder must exist.  values: one array [frames] per replica.  label: "radius of gyration (nm)".
@@ -141,8 +164,7 @@ def scalar_figure(path: str | os.PathLike, values: Sequence[np.ndarray], label: 
         draw_density(right, samples, label)
 
 
-def matrix_figure(path: str | os.PathLike, matrix: np.ndarray, label: str,
-                  frame_interval: float | None = None) -> None:
+def matrix_figure(path: str | os.PathLike, matrix: np.ndarray, label: str, frame_interval: float | None = None) -> None:
     """An RMSD or correlation matrix between the frames of one replica.
 
     path: of the PNG; its folder must exist.  matrix: [frames, frames].  label: of the color scale, "RMSD (nm)".

@@ -40,8 +40,12 @@ def _weights(masses: np.ndarray | None, n_atoms: int) -> np.ndarray:
         return np.full(n_atoms, 1 / n_atoms)
     array = np.asarray(masses, dtype=np.float64)
     require(array.shape == (n_atoms,), "masses", f"shape [{n_atoms}]", f"shape {list(array.shape)}")
-    require(bool(np.isfinite(array).all() and (array >= 0).all() and array.sum() > 0), "masses",
-            "finite masses that are not negative, one of them positive", array)
+    require(
+        bool(np.isfinite(array).all() and (array >= 0).all() and array.sum() > 0),
+        "masses",
+        "finite masses that are not negative, one of them positive",
+        array,
+    )
     return array / array.sum()
 
 
@@ -53,8 +57,10 @@ def end_to_end_distance(positions: np.ndarray, first: int = 0, last: int = -1) -
     """
     frames = check_frames(positions)
     n_atoms = frames.shape[1]
-    ends = [check_integer(value, name, minimum=-n_atoms, maximum=n_atoms - 1) % n_atoms
-            for name, value in (("first", first), ("last", last))]
+    ends = [
+        check_integer(value, name, minimum=-n_atoms, maximum=n_atoms - 1) % n_atoms
+        for name, value in (("first", first), ("last", last))
+    ]
     return distances(frames, [ends])[:, 0]
 
 
@@ -105,8 +111,9 @@ def correlation_matrix(positions: np.ndarray) -> np.ndarray:
     Raises `InputError` for a wrong shape or a frame whose atoms all coincide, which has no correlation.
     """
     frames, norms = _centered(positions)
-    require(bool((norms > 0).all()), "positions", "frames whose atoms do not all coincide",
-            f"frame {int(np.argmin(norms))}")
+    require(
+        bool((norms > 0).all()), "positions", "frames whose atoms do not all coincide", f"frame {int(np.argmin(norms))}"
+    )
     result = np.eye(len(frames))
     for i, j, overlap in _overlaps(frames):
         result[i, j] = result[j, i] = overlap / np.sqrt(norms[i] * norms[j])
@@ -125,8 +132,12 @@ def _centered(positions: np.ndarray, argument: str = "positions") -> tuple[np.nd
 
 def _pair(positions: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     frames, norms = _centered(positions)
-    require(np.shape(reference) == frames.shape[1:], "reference", f"shape {list(frames.shape[1:])}",
-            f"shape {list(np.shape(reference))}")
+    require(
+        np.shape(reference) == frames.shape[1:],
+        "reference",
+        f"shape {list(frames.shape[1:])}",
+        f"shape {list(np.shape(reference))}",
+    )
     target, norm = _centered(np.asarray(reference)[None], "reference")
     return frames, norms, target[0], norm[0]
 
