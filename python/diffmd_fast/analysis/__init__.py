@@ -10,7 +10,14 @@ from .autocorrelation import (
 from .averages import Average, average, circular_average
 from .comparison import Comparison, compare
 from .divergence import SamplingFloor, Units, jensen_shannon, resampling_units, sampling_floor
-from .fokker_planck import RelaxationRates, double_well_rates, muller_brown_rates, relaxation_rates
+from .fokker_planck import (
+    RelaxationComparison,
+    RelaxationRates,
+    compare_relaxation,
+    double_well_rates,
+    muller_brown_rates,
+    relaxation_rates,
+)
 from .free_energy import (
     basin_populations,
     free_energy,
@@ -56,6 +63,7 @@ __all__ = [
     "HopRates",
     "ImpliedTimescales",
     "MbarFreeEnergies",
+    "RelaxationComparison",
     "RelaxationRates",
     "RelaxationTime",
     "Replicas",
@@ -72,6 +80,7 @@ __all__ = [
     "circular_autocorrelation",
     "circular_average",
     "compare",
+    "compare_relaxation",
     "correlation_matrix",
     "dihedral_angles",
     "dihedral_autocorrelation",
