@@ -117,6 +117,17 @@ def test_implied_timescales_within_their_errors(replicas, frames):
     assert (result.errors < 0.25 * exact).all()
 
 
+def test_replicas_shorter_than_the_lag_are_left_out():
+    both = _slow_and_fast(11, 34, 1500)
+    series = [part[:4] if k % 2 else part for k, part in enumerate(both)]
+    mixed, whole = implied_timescales(series, [6], n_processes=2), implied_timescales(series[::2], [6], n_processes=2)
+    assert mixed.timescales == pytest.approx(whole.timescales) and mixed.units == "34 replicas"
+    assert (np.abs(mixed.timescales - TAUS) < 6 * mixed.errors).all() and (mixed.errors < 0.4 * np.array(TAUS)).all()
+    # One long replica among many: no other tells its scatter.
+    alone = implied_timescales([both[0], *(part[:4] for part in both[1:])], [6], n_processes=1)
+    assert np.isfinite(alone.timescales).all() and np.isnan(alone.errors).all()
+
+
 def test_vamp2_score():
     both = _slow_and_fast(7, 40, 2000)
     result = vamp2_score(list(both), lag=6)

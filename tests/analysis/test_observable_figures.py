@@ -7,6 +7,8 @@ import pytest
 from diffmd_fast.analysis import (
     correlation_matrix,
     dihedral_free_energy_profile,
+    dihedral_free_energy_surface,
+    free_energy_surface_figure,
     implied_timescales,
     matrix_figure,
     profile_figure,
@@ -32,6 +34,7 @@ CHAIN = ornstein_uhlenbeck(RNG, 9, 200, 0.8, 2)
         (lambda path: matrix_figure(path, correlation_matrix(FRAMES), "correlation", 0.5), 720),
         (lambda path: matrix_figure(path, np.ones((1, 1)), "correlation"), 720),
         (lambda path: timescales_figure(path, implied_timescales(list(CHAIN), [1, 2, 5], 0.1, 2)), 810),
+        (lambda path: free_energy_surface_figure(path, dihedral_free_energy_surface(list(CHAIN), 24)), 1260),
         (lambda path: profile_figure(path, dihedral_free_energy_profile(list(CHAIN[:, :, 0])), "φ", 57.3), 810),
     ],
 )
@@ -54,6 +57,10 @@ def test_bad_input(tmp_path):
         (lambda: scalar_figure(tmp_path / "a.png", [], "x"), "values: expected"),
         (lambda: scalar_figure(tmp_path / "a.png", [np.ones(3)], "x", -1), "frame_interval: expected"),
         (lambda: matrix_figure(tmp_path / "a.png", np.ones((2, 3)), "x"), "matrix: expected"),
+        (
+            lambda: free_energy_surface_figure(tmp_path / "a.png", dihedral_free_energy_profile([np.ones(3)])),
+            "surface: expected",
+        ),
     ):
         with pytest.raises(InputError) as error:
             call()

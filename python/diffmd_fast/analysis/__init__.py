@@ -33,7 +33,12 @@ from .free_energy_differences import (
     mbar,
     zwanzig,
 )
-from .free_energy_profile import FreeEnergyProfile, dihedral_free_energy_profile, free_energy_profile
+from .free_energy_profile import (
+    FreeEnergyProfile,
+    dihedral_free_energy_profile,
+    dihedral_free_energy_surface,
+    free_energy_profile,
+)
 from .geometry import bond_lengths, dihedral_angles, distances
 from .kinetics import (
     HopRates,
@@ -48,7 +53,13 @@ from .kinetics import (
     torsion_core,
     vamp2_score,
 )
-from .observable_figures import matrix_figure, profile_figure, scalar_figure, timescales_figure
+from .observable_figures import (
+    free_energy_surface_figure,
+    matrix_figure,
+    profile_figure,
+    scalar_figure,
+    timescales_figure,
+)
 from .replicas import Replicas, find_replicas
 from .report import report
 from .structure import align, correlation_matrix, end_to_end_distance, radius_of_gyration, rmsd, rmsd_matrix
@@ -85,12 +96,14 @@ __all__ = [
     "dihedral_angles",
     "dihedral_autocorrelation",
     "dihedral_free_energy_profile",
+    "dihedral_free_energy_surface",
     "distances",
     "double_well_rates",
     "end_to_end_distance",
     "find_replicas",
     "free_energy",
     "free_energy_profile",
+    "free_energy_surface_figure",
     "hop_rates",
     "implied_timescales",
     "jarzynski",

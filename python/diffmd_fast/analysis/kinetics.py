@@ -191,7 +191,8 @@ class ImpliedTimescales:
     """What `implied_timescales` finds, slowest first, ps (frames where the time between frames is not known).
 
     lags: [lags].  timescales: [lags, processes]; nan where an eigenvalue is not between 0 and 1.
-    errors: their standard errors, [lags, processes], from resampling pieces.
+    errors: their standard errors, [lags, processes], from resampling pieces; nan where most resamples give none.
+    units: those pieces, in words.
     reliable: whether the pieces are long and many enough; ``reason`` if not.
     """
 
@@ -265,20 +266,18 @@ def implied_timescales(
     n_processes = check_integer(n_processes, "n_processes", minimum=1, maximum=series[0].shape[1])
     n_bootstrap = check_integer(n_bootstrap, "n_bootstrap", minimum=10)
     units = _feature_units(series, max(chosen), "lags")
-    rng = np.random.default_rng(check_integer(seed, "seed", minimum=0))
-    pieces = units.pieces()
-    draws = [rng.integers(0, len(pieces), len(pieces)) for _ in range(n_bootstrap)]
+    seed = check_integer(seed, "seed", minimum=0)
     timescales = np.full((len(chosen), n_processes), np.nan)
     errors = np.full_like(timescales, np.nan)
     for row, lag in enumerate(chosen):
-
-        def slowest(parts: Sequence[np.ndarray], lag: int = lag) -> np.ndarray:
-            found = _timescale(np.asarray(_fit_tica(parts, lag).singular_values), lag * interval)[:n_processes]
-            return np.pad(found, (0, n_processes - len(found)), constant_values=np.nan)
-
-        timescales[row] = slowest(series)
+        timescales[row] = _slowest_timescales(series, lag, interval, n_processes)
+        pieces = [piece for piece in units.pieces() if len(piece) > lag]
         if len(pieces) > 1:
-            repeated = np.array([slowest([pieces[k] for k in draw]) for draw in draws])
+            rng = np.random.default_rng([seed, lag])  # the same for a lag, whatever the others
+            draws = rng.integers(0, len(pieces), (n_bootstrap, len(pieces)))
+            repeated = np.array(
+                [_slowest_timescales([pieces[k] for k in draw], lag, interval, n_processes) for draw in draws]
+            )
             enough = np.isfinite(repeated).sum(axis=0) > n_bootstrap // 2
             errors[row, enough] = np.nanstd(repeated[:, enough], axis=0, ddof=1)
     return ImpliedTimescales(
@@ -286,9 +285,19 @@ def implied_timescales(
     )
 
 
+def _slowest_timescales(series: Sequence[np.ndarray], lag: int, interval: float, n: int) -> np.ndarray:
+    """The n slowest timescales of TICA; nan for those that features of lower rank do not have."""
+    found = _timescale(np.asarray(_fit_tica(series, lag).singular_values), lag * interval)[:n]
+    return np.pad(found, (0, n - len(found)), constant_values=np.nan)
+
+
 @dataclass(frozen=True)
 class Vamp2Score:
-    """What `vamp2_score` finds: score, its standard error, and the pieces behind it."""
+    """What `vamp2_score` finds.
+
+    score: mean over the splits.  error: their standard deviation, a rough guide (see there).
+    units: the pieces that were split.  reliable: whether they are long and many enough; ``reason`` if not.
+    """
 
     score: float
     error: float

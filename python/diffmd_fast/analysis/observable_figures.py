@@ -15,16 +15,18 @@ import numpy as np
 from ..errors import check_folder, check_number, require
 from .autocorrelation import check_replicas
 from .averages import average
-from .figures import REFERENCE, RUN, SERIES, _figure, _scale
+from .figures import MAX_ENERGY, REFERENCE, RUN, SERIES, _figure, _scale, _square
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from .comparison import Comparison
     from .free_energy_profile import FreeEnergyProfile
     from .kinetics import ImpliedTimescales
 
 MAX_TRACES = 8  # replicas drawn one by one
 MAX_POINTS = 2000  # of a trace
+MAX_ERROR = 1.0  # kT, end of the color scale of errors
 MAX_MATRIX = 1000  # frames along an edge: more than a figure has pixels
 
 
@@ -191,3 +193,59 @@ def profile_figure(path: str | os.PathLike, profile: FreeEnergyProfile, label: s
     target = _target(path)
     with _figure(target, 5.4, 3.6) as figure:
         draw_profile(figure.subplots(), profile, label, scale)
+
+
+def free_energy_surface_figure(
+    path: str | os.PathLike, surface: FreeEnergyProfile, names: tuple[str, str] = ("phi", "psi")
+) -> None:
+    """A free energy surface beside its standard error, both in kT.
+
+    path: of the PNG; its folder must exist.  surface: from `dihedral_free_energy_surface`.  names: of the two angles.
+    White: empty bins, and those above `figures.MAX_ENERGY`.
+    Raises `InputError` for a profile over one coordinate, or a folder that cannot be written to.
+    """
+    target = _target(path)
+    require(surface.free_energy.ndim == 2, "surface", "a free energy over two dihedrals", "one over one coordinate")
+    shown = surface.free_energy <= MAX_ENERGY
+    with _figure(target, 8.4, 3.7) as figure:
+        for axes, values, title, top in zip(
+            figure.subplots(1, 2),
+            (surface.free_energy, surface.error),
+            ("Free energy", "Standard error"),
+            (MAX_ENERGY, MAX_ERROR),
+        ):
+            image = axes.imshow(
+                np.where(shown, values, np.nan).T,
+                origin="lower",
+                extent=(-180, 180, -180, 180),
+                cmap="viridis",
+                vmin=0,
+                vmax=top,
+            )
+            _square(axes, names, title)
+            _scale(
+                axes, image, "$kT$", np.linspace(0, top, 5).tolist(), extend="neither" if top == MAX_ENERGY else "max"
+            )
+
+
+def structure_figure(comparison: Comparison, path: Path) -> None:
+    """Of a report: densities of the radius of gyration, and the correlation matrix of the first replica's frames."""
+    structure = comparison.structure
+    interval = comparison.replicas.frame_interval
+    samples = {
+        f"{name} {mean.mean:.4f} ± {mean.error:.1g} nm": [radii]
+        for name, mean, radii in (
+            ("run", structure.run_radius, structure.run_radii),
+            ("reference", structure.reference_radius, structure.reference_radii),
+        )
+    }
+    with _figure(path, 9.6, 3.8) as figure:
+        left, right = figure.subplots(1, 2)
+        draw_density(left, samples, "radius of gyration (nm)")
+        left.legend(loc="lower left", bbox_to_anchor=(0, 1))
+        image = draw_matrix(right, structure.correlation, (interval or 1.0) * structure.stride)
+        right.set_title(f"Frames of replica {comparison.replicas.labels[0]}")
+        if interval is None:
+            right.set(xlabel="time (frames)", ylabel="time (frames)")
+        low, high = image.get_clim()
+        _scale(right, image, "correlation after alignment", np.linspace(low, high, 5).tolist())

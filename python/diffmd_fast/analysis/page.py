@@ -186,6 +186,7 @@ def build_page(
             pictures["distances.png"],
             _length_table(result["distances"], "distance"),
         ]
+    parts += ["<h2>Size and shape</h2>", pictures["structure.png"]]
     if "energy.png" in pictures:
         parts += ["<h2>Energy</h2>", pictures["energy.png"]]
     parts += [
