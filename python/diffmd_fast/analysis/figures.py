@@ -111,7 +111,7 @@ def draw_difference(axes: Axes, run: np.ndarray, reference: np.ndarray, names: t
     return image
 
 
-def _scale(axes: Axes, image: Any, label: str, ticks: list[int], extend: str = "neither") -> None:
+def _scale(axes: Axes, image: Any, label: str, ticks: list[float] | None = None, extend: str = "neither") -> None:
     """A color bar exactly as high as its panel."""
     bar = axes.figure.colorbar(image, cax=axes.inset_axes([1.04, 0, 0.05, 1]), extend=extend, ticks=ticks)
     bar.set_label(label)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import check_folder, check_number, require
 from .autocorrelation import check_replicas
-from .averages import average
+from .averages import Average, average
 from .figures import MAX_ENERGY, REFERENCE, RUN, SERIES, _figure, _scale, _square
 
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ def _time_unit(frame_interval: float | None) -> tuple[float, str]:
     if frame_interval is None:
         return 1.0, "frames"
     return check_number(frame_interval, "frame_interval", above=0, unit="ps"), "ps"
+
+
+def _with_error(mean: Average) -> str:
+    return f"{mean.mean:.4g} ± {mean.error:.1g}" if mean.error > 0 else f"{mean.mean:.4g} (error unknown)"
 
 
 def _target(path: str | os.PathLike) -> Path:
@@ -58,9 +62,8 @@ def draw_traces(axes: Axes, values: Sequence[np.ndarray], label: str, frame_inte
         time = np.arange(0, len(part), stride) * interval
         axes.plot(time, part[::stride], color=SERIES[k % len(SERIES)], linewidth=0.7, alpha=0.6)
     error = np.nan_to_num(mean.error)
-    text = f"mean {mean.mean:.4g} ± {mean.error:.1g}" if error else f"mean {mean.mean:.4g}, error unknown"
     axes.axhspan(mean.mean - 2 * error, mean.mean + 2 * error, color=REFERENCE, alpha=0.25, linewidth=0)
-    axes.axhline(mean.mean, color=REFERENCE, linewidth=1.2, label=text)
+    axes.axhline(mean.mean, color=REFERENCE, linewidth=1.2, label=f"mean {_with_error(mean)}")
     last = max(len(part) for part in series) - 1
     axes.set(xlabel=f"time ({unit})", ylabel=label, xlim=(0, last * interval or 1))
     axes.legend(loc="upper right")
@@ -177,8 +180,7 @@ def matrix_figure(path: str | os.PathLike, matrix: np.ndarray, label: str, frame
     with _figure(target, 4.8, 4.0) as figure:
         axes = figure.subplots()
         image = draw_matrix(axes, matrix, frame_interval)
-        low, high = image.get_clim()
-        _scale(axes, image, label, np.linspace(low, high, 5).tolist())
+        _scale(axes, image, label)
 
 
 def timescales_figure(path: str | os.PathLike, found: ImpliedTimescales, in_ps: bool = True) -> None:
@@ -233,7 +235,7 @@ def structure_figure(comparison: Comparison, path: Path) -> None:
     structure = comparison.structure
     interval = comparison.replicas.frame_interval
     samples = {
-        f"{name} {mean.mean:.4f} ± {mean.error:.1g} nm": [radii]
+        f"{name}, mean {_with_error(mean)} nm": [radii]
         for name, mean, radii in (
             ("run", structure.run_radius, structure.run_radii),
             ("reference", structure.reference_radius, structure.reference_radii),
@@ -247,5 +249,4 @@ def structure_figure(comparison: Comparison, path: Path) -> None:
         right.set_title(f"Frames of replica {comparison.replicas.labels[0]}")
         if interval is None:
             right.set(xlabel="time (frames)", ylabel="time (frames)")
-        low, high = image.get_clim()
-        _scale(right, image, "correlation after alignment", np.linspace(low, high, 5).tolist())
+        _scale(right, image, "correlation after alignment")
