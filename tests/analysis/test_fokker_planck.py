@@ -99,7 +99,7 @@ def test_a_run_against_the_operator_in_one_and_two_dimensions():
         compare_relaxation(run, plane, 0.5),
     ):
         assert found.exact == pytest.approx(5.0, rel=1e-4) and found.lag == 1 and found.reliable
-        # 32,000 relaxation times: sqrt(2.5 / 32,000) = 0.009.
+        # 32,000 relaxation times: sqrt(3 / 32,000) = 0.01.
         assert 0.006 < found.relative_error < 0.013
         assert abs(found.relative_deviation) < 5 * found.relative_error
         assert f"{100 * found.relative_deviation:+.2f}" in str(found)

@@ -9,7 +9,7 @@ from .autocorrelation import (
 )
 from .averages import Average, average, circular_average
 from .comparison import Comparison, compare
-from .divergence import SamplingFloor, Units, jensen_shannon, resampling_units, sampling_floor
+from .divergence import SamplingFloor, Units, independent_units, jensen_shannon, resampling_units, sampling_floor
 from .fokker_planck import (
     RelaxationComparison,
     RelaxationRates,
@@ -106,6 +106,7 @@ __all__ = [
     "free_energy_surface_figure",
     "hop_rates",
     "implied_timescales",
+    "independent_units",
     "jarzynski",
     "jensen_shannon",
     "matrix_figure",
