@@ -94,7 +94,10 @@ def test_one_value_knows_no_error():
         (lambda: average(3.0), "values: expected a list of arrays"),
         (lambda: average([np.zeros((3, 2))]), "values: expected an array [frames] per replica"),
         (lambda: average([np.array(["a", "b"])]), "values: expected an array [frames] per replica"),
-        (lambda: average([np.array([1.0, np.inf])]), "values: expected finite"),
+        (
+            lambda: average([np.zeros(2), np.array([1.0, np.inf])]),
+            "values: expected finite values, got a NaN or infinity in replica 1, frame 1",
+        ),
         (lambda: average([np.zeros(3)], frame_interval=-1), "frame_interval: expected"),
         (lambda: circular_average([np.zeros(0)]), "angles: expected an array [frames] per replica"),
     ],

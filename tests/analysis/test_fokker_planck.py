@@ -1,5 +1,7 @@
 """Rates on the grid against closed forms, and against a long chain of Euler-Maruyama steps."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from scipy.integrate import quad
 
 from diffmd_fast.analysis import compare_relaxation, double_well_rates, muller_brown_rates, relaxation_rates
 from diffmd_fast.analysis.fokker_planck import symmetric_operator
-from diffmd_fast.errors import InputError
+from diffmd_fast.errors import InputError, UnavailableError
 from diffmd_fast.models.analytic import DoubleWell, MullerBrown
 
 from .chains import ornstein_uhlenbeck
@@ -127,6 +129,12 @@ def test_slow_rate_of_a_long_chain():
     found = compare_relaxation(list(frames.T), double_well_rates(model, D, ratio), step * save)
     assert 0 < found.relative_error < 0.012
     assert abs(found.relative_deviation) < 5 * found.relative_error + 0.02
+
+
+def test_without_scipy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(UnavailableError, match=r"pip install 'diffmd-fast\[analysis\]'"):
+        double_well_rates(DoubleWell(), D)
 
 
 WELL = relaxation_rates(lambda x: 50 * x**2, [(-0.8, 0.8)], D)

@@ -117,13 +117,19 @@ def check_replicas(values: Sequence[np.ndarray], argument: str = "values") -> li
             "an array [frames] per replica",
             f"shape {list(np.shape(replica))} of {np.asarray(replica).dtype} for replica {number}",
         )
-        require(
-            bool(np.isfinite(replica).all()),
-            argument,
-            f"finite {argument}",
-            f"a NaN or infinity in replica {number}",
-        )
+        check_finite(np.asarray(replica), argument, f"replica {number}")
     return [np.asarray(replica, dtype=np.float64) for replica in values]
+
+
+def check_finite(frames: np.ndarray, argument: str, where: str) -> None:
+    """`InputError` naming ``where`` and the frame of the first NaN or infinity in frames [frames, ...]."""
+    finite = np.isfinite(frames).reshape(len(frames), -1).all(axis=1)
+    require(
+        bool(finite.all()),
+        argument,
+        f"finite {argument}",
+        f"a NaN or infinity in {where}, frame {int(np.argmin(finite))}",
+    )
 
 
 def _lengths(series: Sequence[np.ndarray]) -> tuple[np.ndarray, int]:
@@ -191,37 +197,36 @@ def _estimate(series: list[np.ndarray], frame_interval: float | None, window_fac
     products = np.stack([_lagged_products(z - mean, max_lag) for z in series])
     covariance = products.sum(axis=0) / pairs.sum(axis=0)
     variance = float(covariance[0])
-    lag = np.arange(max_lag + 1) * (frame_interval or 1.0)
+    common = {
+        "lag": np.arange(max_lag + 1) * (frame_interval or 1.0),
+        "n_frames": n_frames,
+        "n_replicas": n_replicas,
+        "frame_interval": frame_interval,
+        "mean": mean,
+        "variance": variance,
+    }
     scale = max(float(np.abs(z).max()) for z in series)
     if variance <= 1e-24 * scale**2:  # frozen to rounding: every frame says the same, none adds knowledge
         return Autocorrelation(
-            lag,
-            np.ones(max_lag + 1),
-            np.zeros(max_lag + 1),
-            np.inf,
-            np.inf,
-            max_lag,
-            1.0,
-            n_frames,
-            n_replicas,
-            frame_interval,
-            mean,
-            variance,
-            False,
-            "the value never changes",
+            connected=np.ones(max_lag + 1),
+            connected_error=np.zeros(max_lag + 1),
+            integrated_time=np.inf,
+            integrated_time_error=np.inf,
+            window=max_lag,
+            effective_sample_size=1.0,
+            resolved=False,
+            reason="the value never changes",
+            **common,
         )
     connected = covariance / variance
-    running = 0.5 + np.concatenate([[0.0], np.cumsum(connected[1:])])
-    closes = np.flatnonzero(np.arange(max_lag + 1) >= window_factor * running)
-    window = int(closes[0]) if len(closes) else max_lag
-    # Anticorrelated frames could bring the sum to zero or below; the smallest meaningful value caps ESS at n.
-    tau = max(float(running[window]), 0.5)
+    window, tau, closed = _window(connected, window_factor)
     error = _integrated_time_error(products, pairs, window, tau, n_frames)
     reason = ""
-    if not len(closes) or window > max(max_lag // 2, 1):
+    half = max(max_lag // 2, 1)
+    if not closed or window > half:
         reason = f"the autocorrelation has not decayed within half of the longest replica ({max_lag + 1} frames)"
-        window = min(window, max(max_lag // 2, 1))
-        tau = max(float(running[window]), 0.5)
+        window = min(window, half)
+        tau = _summed(connected, window)
     excess, scatter = _scatter_of_means(series, lengths, mean, variance, connected, window)
     if not reason and n_replicas >= MANY_REPLICAS and excess > 1 + 5 * np.sqrt(2 / (n_replicas - 1)):
         reason = (
@@ -233,21 +238,30 @@ def _estimate(series: list[np.ndarray], frame_interval: float | None, window_fac
         size = min(size, n_replicas * variance / scatter if n_replicas >= MANY_REPLICAS else n_replicas)
         tau = max(tau, n_frames / (2 * size))
     return Autocorrelation(
-        lag,
-        connected,
-        _connected_error(products, pairs, covariance),
-        tau,
-        error,
-        window,
-        float(min(size, n_frames)),
-        n_frames,
-        n_replicas,
-        frame_interval,
-        mean,
-        variance,
-        not reason,
-        reason,
+        connected=connected,
+        connected_error=_connected_error(products, pairs, covariance),
+        integrated_time=tau,
+        integrated_time_error=error,
+        window=window,
+        effective_sample_size=float(min(size, n_frames)),
+        resolved=not reason,
+        reason=reason,
+        **common,
     )
+
+
+def _summed(connected: np.ndarray, window: int) -> float:
+    """1/2 + sum of C(l) up to the window."""
+    # Anticorrelated frames could bring the sum to zero or below; the smallest meaningful value caps ESS at n.
+    return max(0.5 + float(connected[1 : window + 1].sum()), 0.5)
+
+
+def _window(connected: np.ndarray, factor: float) -> tuple[int, float, bool]:
+    """Sokal's window, the time summed up to it, and whether it closes at all."""
+    running = 0.5 + np.concatenate([[0.0], np.cumsum(connected[1:])])
+    closes = np.flatnonzero(np.arange(len(connected)) >= factor * running)
+    window = int(closes[0]) if len(closes) else len(connected) - 1
+    return window, _summed(connected, window), bool(len(closes))
 
 
 def _connected_error(products: np.ndarray, pairs: np.ndarray, covariance: np.ndarray) -> np.ndarray:

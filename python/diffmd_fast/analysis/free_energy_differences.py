@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, UnavailableError, require
-from .autocorrelation import autocorrelation, check_replicas
+from .autocorrelation import autocorrelation, check_finite, check_replicas
 from .averages import Average, average
 
 FEW_FRAMES = 20
@@ -204,14 +204,14 @@ def _check_energies(energies: Sequence[Sequence[np.ndarray]]) -> list[list[np.nd
             f"none for state {k}",
         )
         arrays = [np.asarray(part, dtype=np.float64) for part in replicas]
-        for part in arrays:
+        for number, part in enumerate(arrays):
             require(
                 part.ndim == 2 and len(part) > 0 and part.shape[1] == len(energies),
                 "energies",
                 f"arrays [frames, {len(energies)}]",
                 f"shape {list(part.shape)} for state {k}",
             )
-            require(bool(np.isfinite(part).all()), "energies", "finite energies", f"a NaN or infinity in state {k}")
+            check_finite(part, "energies", f"state {k}, replica {number}")
         states.append(arrays)
     return states
 

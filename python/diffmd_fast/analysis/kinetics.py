@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, UnavailableError, check_integer, check_number, require
-from .autocorrelation import autocorrelation, check_replicas
+from .autocorrelation import autocorrelation, check_finite, check_replicas
 from .divergence import Units, resampling_units
 
 TORSION_CORES = ("trans", "gauche+", "gauche-")
@@ -388,7 +388,7 @@ def _check_features(features: Sequence[np.ndarray]) -> list[np.ndarray]:
             "arrays [frames, features] of as many features each",
             f"shape {list(part.shape)} for replica {number}",
         )
-        require(bool(np.isfinite(part).all()), "features", "finite features", f"a NaN or infinity in replica {number}")
+        check_finite(part, "features", f"replica {number}")
     return series
 
 
