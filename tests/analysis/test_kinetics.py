@@ -70,6 +70,12 @@ def test_what_never_mixes_is_no_relaxation_time():
     assert not relaxation_time(list(chain)).reliable
 
 
+def test_noise_is_no_relaxation_time():
+    noise = np.random.default_rng(12).standard_normal((40, 500))
+    found = relaxation_time(list(noise), lag=20)
+    assert not found.reliable and "does not decay above its noise" in found.reason
+
+
 def test_cores_of_a_torsion():
     degrees = np.array([180, -161, 200, 159, 60, 45.1, 85.1, -60, -44, 0, 300])
     assert torsion_core(np.radians(degrees)).tolist() == [0, 0, 0, -1, 1, 1, -1, 2, -1, -1, 2]

@@ -70,11 +70,14 @@ def relaxation_time(
     ratio = sums.sum(axis=0) / counts.sum(axis=0)
     left_out = (sums.sum(axis=0) - sums) / np.maximum(counts.sum(axis=0) - counts, 1)
     times = _decay_time(left_out, lag * interval)
-    error = np.sqrt((len(parts) - 1) / len(parts) * ((times - times.mean()) ** 2).sum()) if len(parts) > 1 else np.nan
-    reason = units.reason if found.resolved else found.reason
-    return RelaxationTime(
-        float(_decay_time(ratio, lag * interval)), float(error), lag, units.reliable and found.resolved, reason
-    )
+    time = float(_decay_time(ratio, lag * interval))
+    # One piece leaves nothing out; a nan among the times makes the error nan.
+    error = float(np.sqrt((len(parts) - 1) * times.var())) if len(parts) > 1 else np.nan
+    reasons = [] if found.resolved else [found.reason]
+    reasons += [units.reason] if units.reason else []
+    if not np.isfinite([time, error]).all():
+        reasons.append(f"the autocorrelation at lags of {lag} and {2 * lag} frames does not decay above its noise")
+    return RelaxationTime(time, error, lag, not reasons and units.reliable, "; ".join(reasons))
 
 
 def _decay_time(pair: np.ndarray, lag: float) -> np.ndarray:
