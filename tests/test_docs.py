@@ -38,3 +38,22 @@ def test_fields_of_the_report(tmp_path):
     rows = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
     first = [name for cell in rows for name in re.findall(r"`(\w+)`", cell)]
     assert len(first) > 10 and set(first) <= set(written)
+
+
+def test_the_script_of_the_observables_runs(monkeypatch, tmp_path, capsys):
+    page = (ROOT / "docs" / "observables.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)  # the figures are written here
+    names = {}
+    exec(compile(code, "docs/observables.md", "exec"), names)
+    assert len(list(tmp_path.glob("*.png"))) == 5
+    assert abs(names["found"].relative_deviation) < 5 * names["found"].relative_error + 0.03
+    assert "Fokker-Planck operator 6.6784 ps" in capsys.readouterr().out
+
+
+def test_the_documents_name_every_function_of_the_analysis():
+    from diffmd_fast import analysis
+
+    pages = "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
+    assert [name for name in analysis.__all__ if name.islower() and not re.search(rf"\b{name}\b", pages)] == []

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diffmd_fast.analysis import compare, report
+from diffmd_fast.analysis import compare, correlation_matrix, radius_of_gyration, report
 from diffmd_fast.analysis.verdict import judge
 from diffmd_fast.errors import InputError
 from diffmd_fast.io import Molecule, Snapshots, read_snapshots
@@ -22,7 +22,15 @@ BACKBONE = Molecule(
     residue_index=(0, 1, 1, 1, 2),
     bonds=((0, 1), (1, 2), (2, 3), (3, 4)),
 )
-FIGURES = {"summary.png", "surface.png", "autocorrelation.png", "dihedrals.png", "bonds.png", "distances.png"}
+FIGURES = {
+    "summary.png",
+    "surface.png",
+    "autocorrelation.png",
+    "dihedrals.png",
+    "bonds.png",
+    "distances.png",
+    "structure.png",
+}
 
 
 def backbone(angles: np.ndarray, rng: np.random.Generator, bond: float = 0.15) -> np.ndarray:
@@ -116,6 +124,19 @@ def test_report_of_an_equal_density(written):
     assert "sampling floor" in page
 
 
+def test_size_and_shape(run, reference):
+    comparison = compare(run, reference, n_pairs=20)
+    shape = comparison.structure
+    np.testing.assert_array_equal(shape.run_radii, radius_of_gyration(run.positions))
+    np.testing.assert_allclose(shape.correlation, correlation_matrix(run.positions[:100]))
+    assert shape.stride == 1 and shape.correlation.shape == (100, 100)
+    assert 0 < shape.run_radius.error < 5e-3 and shape.reference_radius.mean == shape.reference_radii.mean()
+    # One replica of 3,000 frames: 300 of them, ten apart.
+    long = compare(replace(reference, time=np.arange(3000.0)), reference, n_pairs=20).structure
+    np.testing.assert_allclose(long.correlation, correlation_matrix(reference.positions[::10]))
+    assert long.stride == 10
+
+
 def test_a_wrong_run_is_called_wrong(run, reference):
     rng = np.random.default_rng(33)
     angles = two_angles(rng, 40, 100, 4.0, 0.1).reshape(-1, 2) + np.radians([25.0, 0.0])
@@ -203,6 +224,9 @@ def test_butane_against_its_reference(shared_data, tmp_path):
     assert shares["trans"]["reference"] == pytest.approx(0.66275, abs=5 * 0.0067)
     assert shares["trans"]["run"] == pytest.approx(0.707, abs=0.02)
     assert result["bond_length_max_relative_deviation"] < 0.01
+    radius = result["radius_of_gyration"]
+    assert abs(radius["run"] - radius["reference"]) < 5 * np.hypot(radius["run_error"], radius["reference_error"])
+    assert radius["reference"] == pytest.approx(0.14604, abs=5 * radius["reference_error"])
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,23 @@
-"""Does a run sample the right thing: dihedrals, autocorrelation, free energy, divergence, report."""
+"""Does a run sample the right thing, and how fast: averages, structure, kinetics, free energies, divergence, report."""
 
-from .autocorrelation import DihedralAutocorrelation, circular_autocorrelation, dihedral_autocorrelation
+from .autocorrelation import (
+    Autocorrelation,
+    DihedralAutocorrelation,
+    autocorrelation,
+    circular_autocorrelation,
+    dihedral_autocorrelation,
+)
+from .averages import Average, average, circular_average
 from .comparison import Comparison, compare
-from .divergence import SamplingFloor, Units, jensen_shannon, resampling_units, sampling_floor
+from .divergence import SamplingFloor, Units, independent_units, jensen_shannon, resampling_units, sampling_floor
+from .fokker_planck import (
+    RelaxationComparison,
+    RelaxationRates,
+    compare_relaxation,
+    double_well_rates,
+    muller_brown_rates,
+    relaxation_rates,
+)
 from .free_energy import (
     basin_populations,
     free_energy,
@@ -10,30 +25,109 @@ from .free_energy import (
     ramachandran_basin,
     torsion_basin,
 )
+from .free_energy_differences import (
+    FreeEnergyDifference,
+    MbarFreeEnergies,
+    bennett,
+    jarzynski,
+    mbar,
+    zwanzig,
+)
+from .free_energy_profile import (
+    FreeEnergyProfile,
+    dihedral_free_energy_profile,
+    dihedral_free_energy_surface,
+    free_energy_profile,
+)
 from .geometry import bond_lengths, dihedral_angles, distances
+from .kinetics import (
+    HopRates,
+    ImpliedTimescales,
+    RelaxationTime,
+    Tica,
+    Vamp2Score,
+    hop_rates,
+    implied_timescales,
+    relaxation_time,
+    tica,
+    torsion_core,
+    vamp2_score,
+)
+from .observable_figures import (
+    free_energy_surface_figure,
+    matrix_figure,
+    profile_figure,
+    scalar_figure,
+    timescales_figure,
+)
 from .replicas import Replicas, find_replicas
 from .report import report
+from .structure import align, correlation_matrix, end_to_end_distance, radius_of_gyration, rmsd, rmsd_matrix
 
 __all__ = [
+    "Autocorrelation",
+    "Average",
     "Comparison",
     "DihedralAutocorrelation",
+    "FreeEnergyDifference",
+    "FreeEnergyProfile",
+    "HopRates",
+    "ImpliedTimescales",
+    "MbarFreeEnergies",
+    "RelaxationComparison",
+    "RelaxationRates",
+    "RelaxationTime",
     "Replicas",
     "SamplingFloor",
+    "Tica",
     "Units",
+    "Vamp2Score",
+    "align",
+    "autocorrelation",
+    "average",
     "basin_populations",
+    "bennett",
     "bond_lengths",
     "circular_autocorrelation",
+    "circular_average",
     "compare",
+    "compare_relaxation",
+    "correlation_matrix",
     "dihedral_angles",
     "dihedral_autocorrelation",
+    "dihedral_free_energy_profile",
+    "dihedral_free_energy_surface",
     "distances",
+    "double_well_rates",
+    "end_to_end_distance",
     "find_replicas",
     "free_energy",
+    "free_energy_profile",
+    "free_energy_surface_figure",
+    "hop_rates",
+    "implied_timescales",
+    "independent_units",
+    "jarzynski",
     "jensen_shannon",
+    "matrix_figure",
+    "mbar",
+    "muller_brown_rates",
     "periodic_histogram",
+    "profile_figure",
+    "radius_of_gyration",
     "ramachandran_basin",
+    "relaxation_rates",
+    "relaxation_time",
     "report",
     "resampling_units",
+    "rmsd",
+    "rmsd_matrix",
     "sampling_floor",
+    "scalar_figure",
+    "tica",
+    "timescales_figure",
     "torsion_basin",
+    "torsion_core",
+    "vamp2_score",
+    "zwanzig",
 ]

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..errors import InputError, check_integer, require
 from .autocorrelation import DihedralAutocorrelation, dihedral_autocorrelation
-from .divergence import SamplingFloor, Units, jensen_shannon, resampling_units, sampling_floor
+from .averages import Average, average
+from .divergence import SamplingFloor, Units, independent_units, jensen_shannon, sampling_floor
 from .free_energy import (
     RAMACHANDRAN_BASINS,
     TORSION_BASINS,
@@ -22,6 +23,7 @@ from .free_energy import (
 )
 from .geometry import bond_lengths, bonds_apart, check_frames, dihedral_angles, distances
 from .replicas import Replicas, find_replicas
+from .structure import correlation_matrix, radius_of_gyration
 
 if TYPE_CHECKING:
     from ..io import Molecule, Snapshots
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 MAX_PAIRS = 1000  # distances compared in large molecules
 MAX_PAIR_FRAMES = 4000
 SHOWN_DISTANCES = 6
+MAX_MATRIX_FRAMES = 300  # of one replica, in the correlation matrix: 0.2 s
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,24 @@ class EnergyTrace:
 
 
 @dataclass(frozen=True)
+class Structure:
+    """Size and shape of the molecule in run and reference.
+
+    run_radii, reference_radii: radius of gyration, all atoms alike, [frames], nm.
+    run_radius, reference_radius: their averages.
+    correlation: `correlation_matrix` of evenly spaced frames of the first replica, [m, m].
+    stride: frames between two of those.
+    """
+
+    run_radii: np.ndarray
+    reference_radii: np.ndarray
+    run_radius: Average
+    reference_radius: Average
+    correlation: np.ndarray
+    stride: int
+
+
+@dataclass(frozen=True)
 class Comparison:
     """All results of `compare`; histograms are [bins] or [bins, bins]."""
 
@@ -175,6 +196,7 @@ class Comparison:
     distances: LengthStatistics
     shown_distances: tuple[LengthStatistics, np.ndarray, np.ndarray]
     energy: EnergyTrace | None
+    structure: Structure
 
     @property
     def effective_sample_size(self) -> float:
@@ -237,10 +259,11 @@ def compare(
         for k, name in enumerate(chosen.names)
     }
     columns = chosen.surface_columns
-    run_units = _units(replicas, run_angles[:, columns], [autocorrelations[name] for name in chosen.surface])
-    reference_units = _units(
-        order,
-        reference_angles[:, columns],
+    run_units = independent_units(
+        replicas.split(run_angles[:, columns]), [autocorrelations[name] for name in chosen.surface]
+    )
+    reference_units = independent_units(
+        order.split(reference_angles[:, columns]),
         [dihedral_autocorrelation(order.split(reference_angles[:, k])) for k in columns],
     )
     step("divergence and its floor")
@@ -256,6 +279,8 @@ def compare(
         require(bool((values > 0).all()), name, "bonded atoms apart from each other", "two in one place")
     bond_statistics = _statistics([bond_label(labels, i, j) for i, j in bonds], bonds, *lengths)
     far, shown = _compare_distances(molecule, labels, run_frames, reference_frames, seed)
+    step("size and shape")
+    structure = _compare_structure(run_frames, reference_frames, replicas, order)
     energy = None
     if model is not None:
         step("energy")
@@ -278,12 +303,22 @@ def compare(
         far,
         shown,
         energy,
+        structure,
     )
 
 
-def _units(replicas: Replicas, angles: np.ndarray, functions: list[DihedralAutocorrelation]) -> Units:
-    slowest = max(function.integrated_time for function in functions)
-    return resampling_units(replicas.split(angles), slowest, all(function.resolved for function in functions))
+def _compare_structure(run: np.ndarray, reference: np.ndarray, replicas: Replicas, order: Replicas) -> Structure:
+    run_radii, reference_radii = radius_of_gyration(run), radius_of_gyration(reference)
+    first = replicas.indices[0]
+    stride = -(-len(first) // MAX_MATRIX_FRAMES)
+    return Structure(
+        run_radii,
+        reference_radii,
+        average(replicas.split(run_radii), replicas.frame_interval),
+        average(order.split(reference_radii)),
+        correlation_matrix(run[first[::stride]]),
+        stride,
+    )
 
 
 def _populations(chosen: Dihedrals, run: Units, reference: Units) -> dict[str, list[Population]]:

@@ -40,6 +40,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import check_integer, require
+from .autocorrelation import Autocorrelation
 from .free_energy import bin_coordinates, check_angles, count
 
 SMOOTHING = 0.75  # bins
@@ -155,6 +156,12 @@ def resampling_units(replicas: Sequence[np.ndarray], correlation_time: float, re
         False,
         "too few replicas, and too short to be cut into blocks of ten correlation times",
     )
+
+
+def independent_units(replicas: Sequence[np.ndarray], functions: Sequence[Autocorrelation]) -> Units:
+    """`resampling_units` by the slowest of the autocorrelation functions of what is in the replicas."""
+    slowest = max(function.integrated_time for function in functions)
+    return resampling_units(replicas, slowest, all(function.resolved for function in functions))
 
 
 def _even_parts(lengths: np.ndarray, parts: np.ndarray) -> np.ndarray:

@@ -114,15 +114,29 @@ class Population:
     reference_error: float
 
 
-def _share(units: Sequence[np.ndarray], basin: int) -> tuple[float, float]:
-    """Share of a basin and its standard error between units (ratio estimator)."""
-    inside = np.array([(unit == basin).sum() for unit in units], dtype=np.float64)
-    total = np.array([len(unit) for unit in units], dtype=np.float64)
-    share = inside.sum() / total.sum()
-    if len(units) < 2:
-        return float(share), float("nan")
-    residual = inside - share * total
-    return float(share), float(np.sqrt(len(units) / (len(units) - 1) * (residual**2).sum()) / total.sum())
+def shares(index: np.ndarray, lengths: np.ndarray, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """Share of each bin, and its standard error from the scatter between units (ratio estimator), [n_bins] each.
+
+    index: bin of each frame, unit after unit, [frames]; frames with -1 count for nothing.
+    lengths: frames in each unit, [units], fewer than two of them give nan for the errors.
+    """
+    kept = index >= 0
+    unit = np.repeat(np.arange(len(lengths)), lengths)[kept]
+    total = np.bincount(unit, minlength=len(lengths)).astype(np.float64)
+    share = np.bincount(index[kept], minlength=n_bins) / total.sum()
+    if len(lengths) < 2:
+        return share, np.full(n_bins, np.nan)
+    # sum_u (count_u - share total_u)^2, where most counts are zero: no table [units, bins] is made.
+    pairs, counts = np.unique(unit * n_bins + index[kept], return_counts=True)
+    of_unit, of_bin = np.divmod(pairs, n_bins)
+    residual = (counts - share[of_bin] * total[of_unit]) ** 2 - (share[of_bin] * total[of_unit]) ** 2
+    scatter = np.bincount(of_bin, residual, n_bins) + share**2 * (total**2).sum()
+    return share, np.sqrt(len(lengths) / (len(lengths) - 1) * np.maximum(scatter, 0.0)) / total.sum()
+
+
+def _all_shares(units: Sequence[np.ndarray], n_bins: int) -> list[tuple[float, float]]:
+    share, error = shares(np.concatenate(units), np.array([len(unit) for unit in units]), n_bins)
+    return list(zip(share.tolist(), error.tolist()))
 
 
 def basin_populations(
@@ -133,4 +147,5 @@ def basin_populations(
     run, reference: basin index per frame, one array for each unit that counts as independent (a replica, a
     block longer than the correlation time, a single frame).  names: of the basins, by index.
     """
-    return [Population(name, *_share(run, basin), *_share(reference, basin)) for basin, name in enumerate(names)]
+    ours, theirs = _all_shares(run, len(names)), _all_shares(reference, len(names))
+    return [Population(name, *mine, *other) for name, mine, other in zip(names, ours, theirs)]

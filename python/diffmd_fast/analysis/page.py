@@ -105,6 +105,7 @@ def _length_table(entries: Mapping[str, Mapping[str, float]], what: str) -> str:
 
 
 def _overview(result: Mapping[str, Any]) -> str:
+    radius = result["radius_of_gyration"]
     rows = [
         ["Jensen–Shannon divergence", f"{result['js_divergence']:.4f} nats"],
         ["sampling floor (mean ± sd)", f"{result['js_floor']:.4f} ± {result['js_floor_sd']:.4f}"],
@@ -116,6 +117,10 @@ def _overview(result: Mapping[str, Any]) -> str:
         ["frames, reference", f"{result['n_reference_frames']:,}"],
         ["counted as independent, reference", result["reference_units"]],
         ["replicas lost", str(result["replicas_lost"])],
+        *(
+            [f"radius of gyration, {name} (mean ± error)", f"{_number(radius[name])} ± {_number(error, '{:.1g}')} nm"]
+            for name, error in (("run", radius["run_error"]), ("reference", radius["reference_error"]))
+        ),
     ]
     if result["frame_interval_ps"] is not None:
         rows.append(["time between frames", f"{result['frame_interval_ps']:.4g} ps"])
@@ -181,6 +186,7 @@ def build_page(
             pictures["distances.png"],
             _length_table(result["distances"], "distance"),
         ]
+    parts += ["<h2>Size and shape</h2>", pictures["structure.png"]]
     if "energy.png" in pictures:
         parts += ["<h2>Energy</h2>", pictures["energy.png"]]
     parts += [

@@ -15,8 +15,9 @@ import numpy as np
 
 from ..errors import InputError, check_folder, check_integer, check_number, require
 from .comparison import Comparison, LengthStatistics, compare
-from .figures import ALL_FIGURES, draw_all, symbol
+from .figures import symbol
 from .page import build_page
+from .report_figures import ALL_FIGURES, draw_all
 from .verdict import HEADLINES, Statement, judge
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def report(
     inputs: anything worth recording (file names, settings), kept under "inputs".
 
     Returns the content of report.json.  Writes summary.png, surface.png, autocorrelation.png, dihedrals.png,
-    bonds.png, distances.png, energy.png (those that apply), report.json and report.html.
+    bonds.png, distances.png, structure.png, energy.png (those that apply), report.json and report.html.
     Raises `InputError` for atoms that differ, unknown dihedrals, bad numbers, and frames that are not finite.
     """
     target = Path(out_dir)
@@ -189,6 +190,13 @@ def _result(
                 for p in populations
             }
             for name, populations in comparison.populations.items()
+        },
+        "radius_of_gyration": {
+            "run": comparison.structure.run_radius.mean,
+            "run_error": comparison.structure.run_radius.error,
+            "reference": comparison.structure.reference_radius.mean,
+            "reference_error": comparison.structure.reference_radius.error,
+            "run_resolved": comparison.structure.run_radius.resolved,
         },
         "bond_length_max_relative_deviation": float(deviation.max()) if deviation.size else None,
         "distance_max_relative_deviation": float(far.max()) if far.size else None,
