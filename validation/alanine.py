@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 from diffmd_fast.analysis.consistency import Consistency, ReferenceHistogram, read_reference
-from diffmd_fast.analysis.kinetics import hop_rates
 
 from diffmd_fast import load_model
 from diffmd_fast.analysis import consistency, dihedral_angles
+from diffmd_fast.analysis.kinetics import hop_rates
 from diffmd_fast.io import Snapshots
 from diffmd_fast.sampling import Sampler, choose_spring
 from diffmd_fast.sampling.spring import MOLAR_GAS_CONSTANT

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import torch
-from diffmd_fast.analysis.fokker_planck import compare_relaxation, double_well_rates, muller_brown_rates
 from scipy.linalg import solve_discrete_lyapunov
 from torch import Tensor
 
+from diffmd_fast.analysis.fokker_planck import compare_relaxation, double_well_rates, muller_brown_rates
 from diffmd_fast.models.analytic import DoubleWell, Harmonic, MullerBrown
 from diffmd_fast.sampling import Sampler, Spring
 from diffmd_fast.sampling.spring import MOLAR_GAS_CONSTANT
@@ -135,7 +135,7 @@ def double_well() -> Part:
 
 def muller_brown() -> Part:
     model = MullerBrown(energy_scale=0.03)
-    axes = [np.linspace(-0.22, 0.18, 501), np.linspace(-0.12, 0.27, 501)]
+    axes = [np.linspace(-0.45, 0.3, 751), np.linspace(-0.3, 0.45, 751)]  # the rim is beyond 30 kT0
     surface = Surface("Müller–Brown", model, muller_brown_curvature(model), axes, 60.0, 16384)
     part = Part("Surface of Müller and Brown")
     orders(part, surface)
