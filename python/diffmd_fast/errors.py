@@ -114,6 +114,16 @@ def check_folder(folder: Any, argument: str) -> None:
                          f"({error.strerror})") from None
 
 
+def check_new_folder(path: Any, argument: str) -> Any:
+    """A folder that exists or can be made, as a Path; asked before a long run, nothing is made."""
+    from pathlib import Path
+
+    target = Path(path)
+    require(not target.exists() or target.is_dir(), argument, "a folder", f"the file {target}")
+    check_folder(next(folder for folder in (target, *target.parents) if folder.exists()), argument)
+    return target
+
+
 def check_finite(value: Any, argument: str) -> None:
     """Refuse a tensor with a NaN or an infinity, naming where the first one is."""
     import torch
