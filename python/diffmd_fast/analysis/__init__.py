@@ -1,8 +1,10 @@
-"""Does a run sample the right thing: dihedrals, autocorrelation, free energy, divergence, report."""
+"""Does a run sample the right thing: dihedrals, autocorrelation, free energy, divergence, error budget, report."""
 
 from .autocorrelation import DihedralAutocorrelation, circular_autocorrelation, dihedral_autocorrelation
+from .budget_result import ErrorBudget, Estimate
 from .comparison import Comparison, compare
 from .divergence import SamplingFloor, Units, jensen_shannon, resampling_units, sampling_floor
+from .error_budget import error_budget
 from .free_energy import (
     basin_populations,
     free_energy,
@@ -17,6 +19,8 @@ from .report import report
 __all__ = [
     "Comparison",
     "DihedralAutocorrelation",
+    "ErrorBudget",
+    "Estimate",
     "Replicas",
     "SamplingFloor",
     "Units",
@@ -27,6 +31,7 @@ __all__ = [
     "dihedral_angles",
     "dihedral_autocorrelation",
     "distances",
+    "error_budget",
     "find_replicas",
     "free_energy",
     "jensen_shannon",

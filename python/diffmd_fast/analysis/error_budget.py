@@ -1,0 +1,347 @@
+"""How far a run's paths are from those of the exact dynamics, and which time step is good enough.
+
+Source: docs/theory.md section 5 (J. Diamond and M. Lill, arXiv 2511.17741, whose constants disagree with one
+another; the integral here is exact).
+
+**The divergence.**  A run draws paths of  dx_a = D_a s_a(x_n) dt + sqrt(2 D_a v) dW_a  between two steps, with the
+score held at the step's start x_n, D_a the diffusion coefficient of atom a and v = T/T0; Euler-Maruyama is this
+process looked at every dt.  The exact dynamics has the true score s* = F/kT0 at the moving point instead, and the
+same noise.  Girsanov: KL = 1/2 E int |difference of drifts|^2 / (2 D_a v) dt, summed over atoms, so
+
+    KL = 1/(4 v) sum_a D_a sum_n int E |s_a(x_n) - s*_a(x_t)|^2 dt                                          (1)
+
+in nats, the expectation over the run's own paths, both started alike.  With one D and v = 1 this is section 5.  The
+noise at T has variance v times that at T0 while the drifts stay, hence 1/v.
+
+**Grid part**, s in the place of s* in (1).  Inside a step x_t - x_n = D t s + sqrt(2 D t v) xi, and to leading order
+s_a(x_t) - s_a(x_n) = sum_b J_ab sqrt(2 D_b t v) xi_b with J = ds/dx.  Its mean square is 2 t v sum_b D_b |J_ab|^2, and
+the mean of t is dt/2; v cancels:
+
+    grid part per ps = dt/4 sum_ab D_a |J_ab|_F^2 D_b = dt/4 |D^1/2 J D^1/2|_F^2 + O(dt^2)                  (2)
+
+Hutchinson: |A|_F^2 = E |A z|^2 for signs z of independent +-1.  Bridge: no expansion; x_t is drawn with t uniform in
+(0, dt), one draw in each of n_probes equal parts of it, and |s(x_n) - s(x_t)|^2 averaged.
+
+**Model part**, x_n in the place of x_t in (1): 1/(4 v) sum_a D_a E |s_a - s*_a|^2 per ps.  It counts all that the
+score lacks, the noise level's smoothing too.  Forces on a part of the atoms (heavy atoms of a molecule) scatter about
+the mean force, which is what the score should be: their scatter is then counted as error, and the model part is an
+upper bound.
+
+**Cross term.**  Grid and model part add up to (1) but for a term of at most 2 sqrt(grid part times model part), whose
+leading order is that of the grid part times the relative error of J.  ``total_direct`` contains it.
+
+**Frames** should be of the run in question, at its temperature.  Snapshots of the equilibrium at that temperature
+give the same at leading order.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError, check_finite, check_integer, check_number, check_tensor, require
+from ..sampling.evaluation import Evaluator, as_positions, model_temperature
+from ..sampling.spring import MOLAR_GAS_CONSTANT, Spring, _row
+from ..sampling.stability import LIMIT, estimate_curvature
+from .autocorrelation import dihedral_autocorrelation
+from .budget_result import ErrorBudget, Estimate, GridPoint, wanted_time_step
+from .divergence import Units, resampling_units
+from .replicas import find_replicas
+
+FINITE_STEP = 1e-4  # of a finite difference, in widths of the stiffest mode
+CURVE = tuple(2.0**k for k in range(-4, 5))  # time steps of the curve, in those of the run
+
+
+@torch.no_grad()
+def error_budget(
+    model: Any,
+    positions: Any,
+    spring: Spring,
+    *,
+    temperature: float | None = None,
+    noise_level: float | None = None,
+    forces: Any = None,
+    exact: Any = None,
+    replica: Any = None,
+    time: Any = None,
+    length: float | None = None,
+    wanted: float | None = None,
+    time_steps: Sequence[float] | None = None,
+    n_probes: int = 4,
+    max_frames: int = 2000,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: bool = False,
+) -> ErrorBudget:
+    """Path KL divergence per ps of a run, split into the grid's and the model's part, with standard errors.
+
+    Products with the Jacobian are central differences of the score in float64 (a module is copied and converted),
+    over 1e-4 of the width of the stiffest mode: that serves any model with a ``score``, also one without second
+    derivatives.  Truncation leaves a relative error of the order of 1e-8 by Taylor expansion,
+    and so does rounding.
+
+    Standard errors come from the scatter of pieces that count as independent (`resampling_units`): single frames
+    where they are uncorrelated, whole replicas, or blocks of ten correlation times.  The correlation time is the
+    longest one of the estimates themselves, the energy and the radius of gyration.
+
+    Args:
+        model: anything with ``score(positions)`` in 1/nm; what is no torch module must take float64.
+        positions: [frames, atoms, 3] nm, at least two frames, in time order within each replica.
+        spring: time step and diffusion (nm^2/ps, a number or one per atom) of the run.
+        temperature: T of the run in K; default the model's own T0.
+        noise_level: sigma in nm at which the score is taken; default the model's own.
+        forces: true forces [frames, atoms, 3] at ``positions``, kJ/mol/nm; s* = F/kT0 with the model's T0.
+        exact: instead of them a model with the true ``score`` (of its own ``temperature``, which may differ).
+        replica: int [frames], which run a frame is from; default one run.
+        time: ps [frames]; where it falls, a new replica begins.
+        length: of the run in ps, for the total divergence.
+        wanted: KL to be met, in nats: over ``length`` if that is given, else per ps.
+        time_steps: ps, of the curve; default 1/16 to 16 times the run's, those below the stability limit.
+        n_probes: probes, and draws inside the step, at each frame.
+        max_frames: frames used, evenly spread over those given.
+        batch_size: frames evaluated together.
+        seed: of probes and draws.
+        progress: show a bar.
+
+    Raises:
+        InputError: a value out of range or of the wrong shape, forces and exact both given, frames without a finite
+            score; before anything else is computed.
+    """
+    require(isinstance(spring, Spring), "spring", "a Spring, e.g. Spring.from_time_step(time_step, diffusion)",
+            type(spring).__name__)
+    precise = _in_double(model)
+    evaluate = Evaluator(precise, noise_level)
+    own_temperature = model_temperature(model)
+    temperature = own_temperature if temperature is None else check_number(
+        temperature, "temperature", above=0, unit="K")
+    length = None if length is None else check_number(length, "length", above=0, unit="ps")
+    rate = None if wanted is None else check_number(wanted, "wanted", above=0, unit="nats") / (length or 1.0)
+    steps = None if time_steps is None else [check_number(s, "time_steps", above=0, unit="ps") for s in time_steps]
+    n_probes = check_integer(n_probes, "n_probes", minimum=1)
+    batch_size = check_integer(batch_size, "batch_size", minimum=1)
+    max_frames = check_integer(max_frames, "max_frames", minimum=2)
+    seed = check_integer(seed, "seed", minimum=0, maximum=2**63 - 1)
+    frames = as_positions(positions, "positions", model)
+    require(len(frames) >= 2, "positions", "at least 2 frames", len(frames))
+    n_diffusion = len(_row(spring.diffusion))
+    require(n_diffusion in (1, frames.shape[1]), "diffusion", f"a number or {frames.shape[1]} values, one per atom",
+            n_diffusion)
+    truth = _check_truth(forces, exact, frames, own_temperature)
+    pieces = _thinned(find_replicas(len(frames), replica, time, "positions").indices, max_frames)
+    kept = torch.as_tensor(np.concatenate(pieces), device=frames.device)
+    frames = frames[kept].double()
+
+    run = _Run(evaluate, frames, spring, temperature / own_temperature, n_probes, batch_size, seed)
+    energy = run.check_frames()
+    curvature = estimate_curvature(precise, frames, evaluate.argument)
+    with run.bar(progress) as bar:
+        slopes = run.slopes(curvature)
+        errors = None if truth is None else run.model_part(truth(frames) if callable(truth) else truth[kept])
+        guess = None if rate is None else wanted_time_step(
+            _mean(slopes), None if errors is None else _mean(errors), rate)
+        steps = _curve(spring, curvature, steps, guess)
+        bar.reset(total=len(frames) * (1 + n_probes * len(steps)))
+        own = steps.index(spring.time_step)
+        bridge, direct = run.bridge(steps, own, truth if callable(truth) else None)
+    here = bridge[own]
+    require(bool(np.isfinite(here).all()), spring.given, "a step inside which the score stays finite",
+            f"{spring.time_step:g} ps")
+    units = _units(pieces, [slopes, here, *[v for v in (errors, energy) if v is not None], _gyration(frames)])
+
+    def estimate(values: np.ndarray | None) -> Estimate | None:
+        return None if values is None else _estimate(units, values)
+
+    slope = _estimate(units, slopes)
+    return ErrorBudget(
+        spring=spring, temperature=temperature, model_temperature=own_temperature, noise_level=evaluate.noise_level,
+        curvature=curvature, slope=slope, grid_hutchinson=slope.times(spring.time_step), grid_bridge=estimate(here),
+        model_part=estimate(errors), total=estimate(here if errors is None else here + errors),
+        total_direct=estimate(direct), length=length, wanted=rate,
+        curve=tuple(GridPoint(step, slope.times(step), estimate(row)) for step, row in zip(steps, bridge)
+                    if np.isfinite(row).all()),
+        n_frames=len(frames), n_probes=n_probes, units=units.description, reliable=units.reliable,
+        reason=units.reason)
+
+
+# ---- checks and choices ------------------------------------------------------------------------------
+
+
+def _in_double(model: Any) -> Any:
+    """A copy of a module in float64: differences of float32 scores would be mostly rounding."""
+    return copy.deepcopy(model).double() if isinstance(model, torch.nn.Module) else model
+
+
+def _check_truth(forces: Any, exact: Any, frames: Tensor, temperature: float) -> Any:
+    """True scores in 1/nm of the model's kT0: a tensor [frames, atoms, 3], a function of positions, or None."""
+    require(forces is None or exact is None, "forces", "either forces or exact", "both")
+    if forces is not None:
+        try:
+            forces = torch.as_tensor(forces)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"forces: expected an array of shape {list(frames.shape)} in kJ/mol/nm, got "
+                             f"{type(forces).__name__}") from None
+        check_tensor(forces, "forces", tuple(frames.shape))
+        check_finite(forces, "forces")
+        return forces.to(frames.device, torch.float64) / (MOLAR_GAS_CONSTANT * temperature)
+    if exact is None:
+        return None
+    require(callable(getattr(exact, "score", None)), "exact", "a model with a method score", type(exact).__name__)
+    n_atoms = getattr(exact, "n_atoms", frames.shape[1])
+    require(n_atoms == frames.shape[1], "exact", f"a model of {frames.shape[1]} atoms, as the frames", n_atoms)
+    evaluate = Evaluator(_in_double(exact))
+    factor = model_temperature(exact) / temperature  # its score is F/kT of its own temperature
+    return lambda x: factor * evaluate(x)[1]
+
+
+def _thinned(indices: Sequence[np.ndarray], max_frames: int) -> list[np.ndarray]:
+    """At most max_frames frame numbers, evenly spaced, one array per replica that has any."""
+    stride = -(-sum(map(len, indices)) // max_frames)
+    offset, pieces = 0, []
+    for index in indices:
+        pieces.append(index[-offset % stride :: stride])
+        offset += len(index)
+    return [piece for piece in pieces if len(piece)]
+
+
+def _curve(spring: Spring, curvature: float, steps: list[float] | None, guess: Estimate | None) -> list[float]:
+    """Time steps of the curve in ps, ascending: those given or the default ones, the run's own, the wanted one."""
+    limit = LIMIT / (max(_row(spring.diffusion)) * curvature) if curvature > 0 else np.inf
+    chosen = [spring.time_step]
+    if guess is not None and guess.value < limit and not np.isclose(guess.value, spring.time_step, rtol=1e-9, atol=0):
+        chosen.append(guess.value)
+    if steps is None:
+        steps = [step for step in (factor * spring.time_step for factor in CURVE) if step < limit]
+    return sorted({*chosen, *(s for s in steps if not any(np.isclose(s, c, rtol=1e-9, atol=0) for c in chosen))})
+
+
+# ---- the estimators ----------------------------------------------------------------------------------
+
+
+class _Run:
+    """Values at each frame, float64 [frames], whose means are the parts of the budget."""
+
+    def __init__(self, evaluate: Evaluator, frames: Tensor, spring: Spring, multiplier: float, n_probes: int,
+                 batch_size: int, seed: int):
+        self.evaluate, self.frames, self.multiplier, self.n_probes = evaluate, frames, multiplier, n_probes
+        self.diffusion = torch.tensor(_row(spring.diffusion), dtype=torch.float64, device=frames.device)[:, None]
+        self.batch_size, self.generator = batch_size, torch.Generator().manual_seed(seed)
+        self.count: Any = None
+
+    def bar(self, shown: bool) -> Any:
+        """A progress bar that counts score evaluations."""
+        from tqdm import tqdm
+
+        total = len(self.frames) * 2 * self.n_probes
+        self.count = tqdm(total=total, desc="budget", unit=" scores", disable=None if shown else True, leave=False)
+        return self.count
+
+    def score(self, positions: Tensor) -> Tensor:
+        if self.count is not None:
+            self.count.update(len(positions))
+        return self.evaluate(positions)[1]
+
+    def batches(self) -> Iterator[slice]:
+        for start in range(0, len(self.frames), self.batch_size):
+            yield slice(start, start + self.batch_size)
+
+    def check_frames(self) -> np.ndarray | None:
+        """Refuse frames without a finite score; the energy in kT0 of each, None for a model without energies."""
+        energies = []
+        for part in self.batches():
+            energy, score = self.evaluate(self.frames[part])
+            good = torch.isfinite(score).flatten(1).all(1)
+            require(bool(good.all()), "positions", "frames with a finite score", "one whose score is not finite")
+            energies.append(energy)
+        return None if energies[0] is None else torch.cat(energies).cpu().numpy()
+
+    def divergence(self, difference: Tensor) -> Tensor:
+        """1/(4 v) sum_a D_a |difference_a|^2 in nats/ps of [frames, atoms, 3] in 1/nm."""
+        return (self.diffusion * difference.square()).sum((1, 2)) / (4 * self.multiplier)
+
+    def slopes(self, curvature: float) -> np.ndarray:
+        """Equation (2) over dt, nats/ps^2: 1/4 |D^1/2 J D^1/2 z|^2, mean over the probes z."""
+        # D_b^1/2 z relative to the largest D: no coordinate then moves by more than the finite step.
+        largest = self.diffusion.max()
+        weight = (self.diffusion / largest).sqrt()
+        width = curvature**-0.5 if curvature > 0 else 1 / max(
+            self.evaluate(self.frames[: self.batch_size])[1].square().mean().sqrt().item(), 1e-3)
+        step = FINITE_STEP * width
+        values = self.frames.new_zeros(len(self.frames))
+        for part in self.batches():
+            x = self.frames[part]
+            for _ in range(self.n_probes):
+                signs = 2 * torch.randint(2, x.shape, generator=self.generator).to(x) - 1
+                move = step * weight * signs
+                product = (self.score(x + move) - self.score(x - move)) / (2 * step)  # J (D/largest)^1/2 z
+                values[part] += largest * (self.diffusion * product.square()).sum((1, 2)) / 4
+        return (values / self.n_probes).cpu().numpy()
+
+    def model_part(self, true_score: Tensor) -> np.ndarray:
+        """nats/ps; true_score [frames, atoms, 3] in 1/nm."""
+        values = [self.divergence(self.evaluate(self.frames[part])[1] - true_score[part]) for part in self.batches()]
+        return torch.cat(values).cpu().numpy()
+
+    def bridge(self, time_steps: list[float], own: int, truth: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        """The grid part [time steps, frames] in nats/ps; where truth is a function, also (1) itself [frames] at the
+        time step number ``own``.
+
+        All time steps share their draws, which makes the curve smoother than its error bars.
+        """
+        values = self.frames.new_zeros(len(time_steps), len(self.frames))
+        direct = None if truth is None else self.frames.new_zeros(len(self.frames))
+        for part in self.batches():
+            x = self.frames[part]
+            start = self.score(x)
+            for stratum in range(self.n_probes):
+                share = (stratum + torch.rand(len(x), 1, 1, generator=self.generator, dtype=x.dtype)) / self.n_probes
+                noise = torch.randn(x.shape, generator=self.generator, dtype=x.dtype).to(x.device)
+                for k, time_step in enumerate(time_steps):
+                    moved = self.diffusion * share.to(x.device) * time_step  # D t
+                    inside = x + moved * start + (2 * self.multiplier * moved).sqrt() * noise
+                    values[k, part] += self.divergence(start - self.score(inside))
+                    if direct is not None and k == own:
+                        direct[part] += self.divergence(start - truth(inside))
+        values /= self.n_probes
+        return values.cpu().numpy(), None if direct is None else (direct / self.n_probes).cpu().numpy()
+
+
+# ---- their errors ------------------------------------------------------------------------------------
+
+
+def _mean(values: np.ndarray) -> Estimate:
+    return Estimate(float(values.mean()), 0.0)
+
+
+def _gyration(frames: Tensor) -> np.ndarray:
+    """Radius of gyration (equal masses) of each frame, nm."""
+    return (frames - frames.mean(1, keepdim=True)).square().sum(2).mean(1).sqrt().cpu().numpy()
+
+
+def _units(pieces: list[np.ndarray], series: list[np.ndarray]) -> Units:
+    """Frame numbers cut into pieces that count as independent, by the longest correlation time of the series.
+
+    The correlation time of a number is taken from its rank, laid on half a circle so that the code for dihedrals
+    serves: a monotone function of it, in which single outliers have no weight.
+    """
+    cuts = np.cumsum([len(piece) for piece in pieces])
+    longest, resolved = 0.5, True
+    for values in series:
+        if np.ptp(values) <= 1e-9 * np.abs(values).max():
+            continue  # the same at every frame, as in a harmonic well: no error to be correlated
+        rank = np.argsort(np.argsort(values, kind="stable"))
+        angles = np.pi * ((rank + 0.5) / len(values) - 0.5)
+        found = dihedral_autocorrelation(np.split(angles, cuts[:-1]))
+        longest, resolved = max(longest, found.integrated_time), resolved and found.resolved
+    return resampling_units(np.split(np.arange(cuts[-1]), cuts[:-1]), longest, resolved)
+
+
+def _estimate(units: Units, values: np.ndarray) -> Estimate:
+    """Mean over frames, and its standard error from the scatter of the units' sums about it (ratio estimator)."""
+    mean = float(values.mean())
+    sums = np.array([piece.sum() for piece in units.with_values(values - mean).pieces()])
+    return Estimate(mean, float(np.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum()) / len(values)))
