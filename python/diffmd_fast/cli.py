@@ -1,4 +1,4 @@
-"""The command line: diffmd-fast train | sample | report | info.
+"""The command line: diffmd-fast train | sample | report | budget | info.
 
 Exit code 0 on success, 2 on bad input with one line on stderr that begins with the argument's name, 1 when a run
 itself failed (every replica lost, a loss that became NaN, no memory), 130 after Ctrl-C.  No traceback unless --debug.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -53,7 +54,7 @@ def cli(debug: bool, threads: int | None, backend: str):
 # Python's names that the command line calls otherwise.
 _OPTIONS = {"n_steps": "steps", "n_replicas": "replicas", "n_features": "features", "n_blocks": "blocks",
             "max_seconds": "minutes", "n_threads": "threads", "initial_positions": "init", "out_dir": "out",
-            "header.n_replicas": "replicas", "path": "out"}
+            "header.n_replicas": "replicas", "n_probes": "probes", "path": "out"}
 
 ATOMS = click.option("--atoms", default="all", show_default=True, metavar="WHICH",
                      help="heavy, all, or an MDTraj selection such as 'backbone'.")
@@ -229,6 +230,70 @@ def report(trajectory, reference, out, topology, reference_topology, atoms, dihe
 
 
 @cli.command()
+@click.argument("model")
+@click.option("--frames", required=True, multiple=True, metavar="FRAMES",
+              help="Frames of the run in question, or of its equilibrium; repeat for several files.")
+@TOPOLOGY
+@click.option("--forces", metavar="NPZ", help="True forces at the frames: array forces [frames, atoms, 3], kJ/mol/nm.")
+@click.option("--exact", metavar="JSON", help="Instead of them: TraPPE alkane parameters, or the word butane.")
+@click.option("--time-step", type=float, metavar="PS",
+              help="Time step; default: that of the run that wrote FRAMES, else as in sample.")
+@click.option("--stiffness", type=float, metavar="1/NM2", help="Spring stiffness k = 1/(2 D dt), instead of it.")
+@click.option("--diffusion", type=float, metavar="NM2/PS",
+              help="Diffusion coefficient of every atom; default: that of the run, else 0.002.")
+@click.option("--temperature", type=float, metavar="K", help="Temperature of the run; default: the frames', else T0.")
+@click.option("--noise-level", type=float, metavar="NM",
+              help="Noise level; default: that of the run, else the smallest.")
+@click.option("--length", type=float, metavar="PS", help="Length of the run, for its total error.")
+@click.option("--wanted", type=float, metavar="NATS",
+              help="KL divergence to be met, over --length or else per ps: gives the time step for it.")
+@click.option("--probes", type=int, default=4, show_default=True, help="Probes at each frame.")
+@click.option("--max-frames", type=int, default=2000, show_default=True, help="Frames used, evenly spread.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the probes.")
+@click.option("--out", metavar="DIR", help="Folder for budget.json and budget.png.")
+@QUIET
+def budget(model, frames, topology, forces, exact, time_step, stiffness, diffusion, temperature, noise_level, length,
+           wanted, probes, max_frames, seed, out, quiet):
+    """Error of a run's paths: how much of it is the time step's, how much the MODEL's, and which step is enough.
+
+    \b
+    Example:
+      diffmd-fast budget model.safetensors --frames traj.xtc --time-step 0.0005 --length 1 --wanted 2 --out budget
+    """
+    from .analysis import error_budget
+    from .analysis.budget_figure import write_budget
+    from .errors import check_new_folder
+    from .io import match_atoms, read_forces, read_snapshots
+
+    energy = _load_model(model)
+    require(time_step is None or stiffness is None, "time_step", "either --time-step or --stiffness", "both")
+    require(forces is None or exact is None, "forces", "either --forces or --exact", "both")
+    if out is not None:
+        check_new_folder(out, "out")
+    run = read_snapshots(_one_or_many(frames), topology=topology, argument="frames")
+    true = read_forces(forces, run.positions.shape) if forces else None
+    if energy.molecule is not None:
+        if true is not None:
+            if run.n_atoms > energy.n_atoms:
+                _say("forces on a part of the atoms scatter about the mean force: the model part is an upper bound")
+            true = match_atoms(replace(run, positions=true, valid_positions=None), energy.molecule, "frames").positions
+        run = match_atoms(run, energy.molecule, "frames")
+    time_step, diffusion, temperature, noise_level = _settings_of(run, energy, stiffness, time_step, diffusion,
+                                                                  temperature, noise_level)
+    with _called("positions", "frames"):
+        spring = _spring(energy, run.positions, None, time_step, stiffness, diffusion, noise_level)
+        result = error_budget(energy, run.positions, spring, temperature=temperature, noise_level=noise_level,
+                              forces=true, exact=_exact(exact), replica=run.replica, time=run.time, length=length,
+                              wanted=wanted, n_probes=probes, max_frames=max_frames, seed=seed, progress=not quiet)
+    _say(result.summary)
+    for line in (result.advice, "" if result.reliable else f"the errors are not to be trusted: {result.reason}"):
+        if line:
+            _say(line)
+    if out is not None:
+        _say(f"figure in {write_budget(result, out)['figure']}")
+
+
+@cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Machine readable.")
 def info(as_json: bool):
     """Versions, what was compiled, and which backends can run here."""
@@ -332,6 +397,27 @@ def _spring(energy, start, out, time_step, stiffness, diffusion, noise_level):
     if start is None:
         return Spring.from_time_step(stored_spring(out).time_step, diffusion)
     return choose_spring(energy, start, diffusion, noise_level=noise_level)
+
+
+def _settings_of(frames, energy, stiffness, time_step, diffusion, temperature, noise_level) -> tuple:
+    """What was not given as the run that wrote the frames had it, where they are a run of ours."""
+    run = (frames.metadata or {}).get("run") or {}
+    if time_step is None and stiffness is None:
+        time_step = run.get("time_step")
+    if noise_level is None and run.get("noise_level") != energy.noise_level:
+        noise_level = run.get("noise_level")
+    return (time_step, run.get("diffusion", 0.002) if diffusion is None else diffusion,
+            frames.temperature if temperature is None else temperature, noise_level)
+
+
+def _exact(name):
+    """The exact energy of --exact: a parameter file, or butane's inside the package."""
+    from .models import TraPPEAlkane
+
+    if name is None:
+        return None
+    with _called("path", "exact"):
+        return TraPPEAlkane.butane() if name == "butane" else TraPPEAlkane.from_file(name)
 
 
 def main(arguments: list[str] | None = None) -> None:
