@@ -126,7 +126,7 @@ def points(results: Results) -> list[tuple[str, floors.Count, float]]:
               1 / results("schnet.track_evaluations_per_cpu_second", atoms, 256)) for atoms in (10, 22)]
     found.append(("spline_conv forward", floors.spline_conv("forward"),
                   results("spline_conv.SplineConv.time_forward", "native", 22) / edges))
-    found.append(("em_step", floors.em_step(EM_STEP_OPERATIONS),
+    found.append(("em_step into new memory", floors.em_step(EM_STEP_OPERATIONS),
                   results("em_step.EmStep.time_em_step", "native") / 1_000_020))
     return [point for point in found if not math.isnan(point[2])]
 

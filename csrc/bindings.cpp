@@ -245,6 +245,8 @@ void neighbor_list_fill(Search<T>& search, Address col, Address shift, Address r
   search.call.vectors = at<T>(vectors);
   search.call.distances = at<T>(distances);
   const std::size_t n_edges = std::size_t(search.call.row_ptr[search.call.n_nodes()]);
+  if (n_edges && !reverse && !search.call.in_cells())
+    throw py::value_error("reverse: expected memory, which only cells do without");
   prefer_large_pages(col, n_edges * sizeof(std::int32_t));
   prefer_large_pages(shift, n_edges * 3 * sizeof(std::int32_t));
   prefer_large_pages(reverse, n_edges * sizeof(std::int64_t));

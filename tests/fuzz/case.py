@@ -215,14 +215,11 @@ class Case:
 
     # ---- judgement -----------------------------------------------------------------------------------------
 
-    def attempt(self, call: Callable[[], Any], also: tuple = ()) -> Any:
-        """The result of ``call``, or None where it was refused as it may be; valid arguments may not be.
-
-        ``also``: exceptions that are a refusal for this call.
-        """
+    def attempt(self, call: Callable[[], Any]) -> Any:
+        """The result of ``call``, or None where it was refused as it may be; valid arguments may not be."""
         try:
             return call()
-        except (*REFUSALS, *also) as error:
+        except REFUSALS as error:
             if isinstance(error, InputError):
                 self.check(ONE_LINE.fullmatch(str(error)), f"a message of one line that names the argument: {error!r}")
             if not self.spoiled and self.ordinary:

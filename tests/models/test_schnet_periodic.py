@@ -161,6 +161,21 @@ def test_a_replica_does_not_depend_on_batch_or_threads(rng):
         set_num_threads(None)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_memory_of_the_last_call_leaves_no_trace(rng, dtype):
+    """Other positions, with more and with fewer edges, another batch, and cells as well as brute force between."""
+    model, large_box = make(rng, 100, TRICLINIC, True, dtype=dtype), [8.0, 8.0, 8.0]
+    box_of_many = model.for_molecule([i % 3 for i in range(1500)], box=large_box)
+    for system, box in ((model, TRICLINIC), (box_of_many, large_box)):
+        for squeeze in (1.0, 0.5, 0.9, 1.0):
+            x = squeeze * place(rng, 2, system.n_atoms, box, dtype)
+            kept = [each.clone() for each in system.energy_and_score(x)]
+            fresh = copy.deepcopy(system).energy_and_score(x)
+            assert system._workspaces and all(map(torch.equal, kept, fresh))
+            with torch.no_grad():
+                assert torch.equal(system.energy(x), kept[0])
+
+
 def test_torsion_features_by_gathering_equal_those_of_the_matrix(rng, monkeypatch):
     model = make(rng, 30, None, True)
     x = place(rng, 3, 30, [1.5] * 3).requires_grad_()

@@ -165,9 +165,13 @@ def test_the_reference_to_rounding_over_fifty_steps():
 
 def test_ctrl_c_stops_between_two_calls():
     asker = threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT))
-    asker.start()
+
+    def ask(step, *_):
+        if step == 0:  # by now the run listens; before, on a slow machine, the signal would end the test
+            asker.start()
+
     with pytest.raises(RunInterrupted) as stopped:
-        Sampler(MODEL, SPRING, resident=True).run(chain_positions(4), 10**9, 50)
+        Sampler(MODEL, SPRING, resident=True).run(chain_positions(4), 10**9, 50, reporters=[ask])
     asker.join()
     cut = stopped.value.trajectory
     assert 0 < cut.n_steps < 10**9 and cut.n_frames == cut.n_steps // 50 + 1

@@ -336,7 +336,9 @@ class SchNet(Energy):
         level = self.noise_level
         if noise_level is not None:
             level = check_number(noise_level, "noise_level", above=0, unit="nm")
-        positions = positions.resolve_neg()  # the native code reads memory, and knows of no lazy minus
+        # The native code reads memory, and knows neither torch's lazy minus nor its zeros without memory.
+        positions = torch.zeros(positions.shape, dtype=positions.dtype) if positions._is_zerotensor() else (
+            positions.resolve_neg())
         if self.by_list():
             from .large import energy_and_score  # which imports this module
 

@@ -155,11 +155,7 @@ def _check_finite(positions: Tensor) -> None:
 
 
 def _cpu(positions, box, reach, method):
-    return _list_and_vectors_cpu(positions, box, reach, method, False, False)[:4]
-
-
-def _list_and_vectors_cpu(positions, box, reach, method, vectors, distances):
-    return native_list(positions, box, reach, method, vectors, distances)
+    return native_list(positions, box, reach, method)[:4]
 
 
 def _allocate(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -168,8 +164,11 @@ def _allocate(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def native_list(positions, box, reach, method="auto", vectors=False, distances=False, reverse=True,
                 allocate=_allocate):
-    """The operator neighbor_list_and_vectors on the CPU, for a caller who may do without ``reverse`` (then it may be
-    empty), or who has memory: ``allocate(name, shape, dtype)``."""
+    """The operator neighbor_list_and_vectors on the CPU.
+
+    models/large.py does without ``reverse``, which is empty then unless it comes for nothing, and has memory of its own
+    for the rest: ``allocate(name, shape, dtype)``.
+    """
     _check_call(positions, box, reach, method)
     n_replicas, n_atoms, _ = positions.shape
     n_nodes, periodic = n_replicas * n_atoms, box.shape[0] > 0
@@ -298,4 +297,4 @@ register_autograd("neighbor_vectors", _vectors_backward, _vectors_setup_context)
 # empty, here and from neighbor_vectors.
 define("neighbor_list_and_vectors(Tensor positions, Tensor box, float reach, str method, bool vectors, bool distances) "
        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-       _list_and_vectors_cpu, _list_and_vectors_fake, _list_and_vectors_other)
+       native_list, _list_and_vectors_fake, _list_and_vectors_other)
