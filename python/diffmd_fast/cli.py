@@ -262,14 +262,17 @@ def budget(model, frames, topology, forces, exact, time_step, stiffness, diffusi
     """
     from .analysis import error_budget
     from .analysis.budget_figure import write_budget
+    from .analysis.error_budget import Settings
     from .errors import check_new_folder
     from .io import match_atoms, read_forces, read_snapshots
 
-    energy = _load_model(model)
+    options = dict(length=length, wanted=wanted, n_probes=probes, max_frames=max_frames, seed=seed)
+    Settings(temperature=temperature, **options)
     require(time_step is None or stiffness is None, "time_step", "either --time-step or --stiffness", "both")
     require(forces is None or exact is None, "forces", "either --forces or --exact", "both")
     if out is not None:
         check_new_folder(out, "out")
+    energy, known = _load_model(model), _exact(exact)
     run = read_snapshots(_one_or_many(frames), topology=topology, argument="frames")
     true = read_forces(forces, run.positions.shape) if forces else None
     if energy.molecule is not None:
@@ -283,8 +286,8 @@ def budget(model, frames, topology, forces, exact, time_step, stiffness, diffusi
     with _called("positions", "frames"):
         spring = _spring(energy, run.positions, None, time_step, stiffness, diffusion, noise_level)
         result = error_budget(energy, run.positions, spring, temperature=temperature, noise_level=noise_level,
-                              forces=true, exact=_exact(exact), replica=run.replica, time=run.time, length=length,
-                              wanted=wanted, n_probes=probes, max_frames=max_frames, seed=seed, progress=not quiet)
+                              forces=true, exact=known, replica=run.replica, time=run.time, progress=not quiet,
+                              **options)
     _say(result.summary)
     for line in (result.advice, "" if result.reliable else f"the errors are not to be trusted: {result.reason}"):
         if line:

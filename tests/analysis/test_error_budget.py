@@ -4,6 +4,7 @@ Seeds are fixed and frames independent.  Every statistical comparison is of a me
 fails beyond 4.5 of them: 6.8e-6 a comparison, so under 1e-4 for the dozen made here if the seed were changed.
 """
 
+import copy
 import json
 import math
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffmd_fast import InputError, Spring, cli
+from diffmd_fast import InputError, Spring, cli, sampling, use_backend
 from diffmd_fast.analysis import error_budget
 from diffmd_fast.analysis.budget_result import Estimate, total_variation, wanted_time_step
 from diffmd_fast.io import Molecule
@@ -23,7 +24,12 @@ from diffmd_fast.training.preparation import measure_support, prepare_model
 
 LIMIT = 4.5
 GENERATOR = 20251117
+BUTANE = dict(bonds=np.array([(0, 1), (1, 2), (2, 3)]), bead_types=np.array(["CH3", "CH2", "CH2", "CH3"]))
 ALL = dict(max_frames=20_000, time_steps=[])  # every frame, at the time step of the run only
+
+
+def butane_molecule():
+    return Molecule.from_npz_arrays(BUTANE, 4)
 
 
 def normals(*shape, seed=GENERATOR):
@@ -72,7 +78,8 @@ def test_diffusion_and_stiffness_of_each_atom():
     budget = error_budget(Harmonic(3, stiffness=k), frames, spring, **ALL)
     exact = [3 * well_rate(*numbers) for numbers in zip(k.tolist(), d, 3 * [0.002], a.tolist())]
     assert budget.grid_hutchinson.value == pytest.approx(
-        sum(3 * (kk * dd) ** 2 * 0.002 / 4 for kk, dd in zip(k.tolist(), d)), rel=1e-6)
+        sum(3 * (kk * dd) ** 2 * 0.002 / 4 for kk, dd in zip(k.tolist(), d)), rel=1e-6
+    )
     close(budget.grid_bridge, sum(exact))
 
 
@@ -108,8 +115,9 @@ def test_model_part_of_a_shifted_well(given):
     truth = Harmonic(2, stiffness=k / 2, centre=-shift, temperature=600.0)
     if given == "forces":
         truth = truth.score(frames) * MOLAR_GAS_CONSTANT * 600
-    budget = error_budget(Harmonic(2, stiffness=k), frames, spring, temperature=300 * multiplier,
-                          **{given: truth}, **ALL, length=2.0)
+    budget = error_budget(
+        Harmonic(2, stiffness=k), frames, spring, temperature=300 * multiplier, **{given: truth}, **ALL, length=2.0
+    )
     exact = k**2 / (4 * multiplier) * (0.5 * shift[0].square().sum() + 0.2 * shift[1].square().sum()).item()
     assert budget.model_part.value == pytest.approx(exact, rel=1e-9) and budget.model_part.error < 1e-9 * exact
     assert budget.total.value == pytest.approx(budget.grid_bridge.value + exact)
@@ -188,6 +196,68 @@ def test_time_step_for_a_wanted_error():
     assert "beyond the stability limit" in error_budget(well, frames, spring, wanted=1e9).advice
 
 
+def test_float64_copy_of_a_network():
+    """The estimate for a SchNet in float32 against its full Jacobian, by autograd of the reference in float64."""
+    butane, spring = TraPPEAlkane.butane(), Spring.from_time_step(1e-4, (0.004, 0.002, 0.002, 0.004))
+    frames = butane.sample(6, seed=3).float()
+    torch.manual_seed(0)
+    model = prepare_model(
+        frames, butane_molecule(), 300.0, n_features=16, n_blocks=2, cutoff=1.0, noise_levels=(0.002, 0.5)
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    budget = error_budget(model, frames, spring, n_probes=500, noise_level=0.01, time_steps=[])
+    assert next(model.parameters()).dtype == torch.float32  # the caller's own is left as it was
+    precise, d = copy.deepcopy(model).double(), torch.tensor(spring.diffusion, dtype=torch.float64)
+    exact = 0.0
+    with use_backend("reference"):
+        for frame in frames.double():
+            jacobian = torch.autograd.functional.jacobian(lambda x: precise.score(x[None], 0.01)[0], frame)
+            exact += (d[:, None, None, None] * jacobian.square() * d[:, None]).sum().item() / 4 / len(frames)
+    # One probe of a 12-dimensional J has a relative scatter of at most sqrt(2): 500 x 6 of them 2.6%, with 4.5 of it.
+    assert budget.slope.value == pytest.approx(exact, rel=4.5 * math.sqrt(2 / 3000))
+
+
+def log_ratio_of_butane(butane, frames, spring, n_steps, fine, generator):
+    """Of each replica's path: log density under its own law (score held during a step) minus that under the law whose
+    score is renewed ``fine`` times in a step.  Its mean is the KL divergence of the two, by definition."""
+    small = spring.diffusion * spring.time_step / fine  # D h
+    x, ratio = frames.clone(), torch.zeros(len(frames), dtype=torch.float64)
+    for _ in range(n_steps):
+        held = butane.score(x)
+        for part in range(fine):
+            score = butane.score(x) if part else held
+            noise = (2 * small) ** 0.5 * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+            other = noise + small * (held - score)  # x' minus the mean under the other law
+            ratio += (other.square() - noise.square()).sum((1, 2)) / (4 * small)
+            x = x + small * held + noise
+    return ratio.numpy(), x
+
+
+def test_predicts_the_measured_drop_of_the_error_on_butane():
+    """Exact TraPPE forces; D dt L = 0.4, 0.2, 0.1.  The finer law, itself a grid of dt/8, has 1 - 1/8 of the KL."""
+    butane, d, fine, generator = TraPPEAlkane.butane(), 0.01, 8, torch.Generator().manual_seed(GENERATOR)
+    largest = error_budget(butane, butane.sample(16, 1), Spring.from_time_step(1e-6, d), time_steps=[]).curvature
+    frames, measured, predicted = butane.sample(3000, seed=4), [], []
+    for number, n_steps in ((0.4, 12), (0.2, 48), (0.1, 192)):
+        spring = Spring.from_time_step(number / (d * largest), d)
+        frames = log_ratio_of_butane(butane, frames, spring, 20, 1, generator)[1]  # to this step's own density
+        ratio, frames = log_ratio_of_butane(butane, frames, spring, n_steps, fine, generator)
+        length = n_steps * spring.time_step * (1 - 1 / fine)
+        measured.append(Estimate(ratio.mean() / length, ratio.std() / math.sqrt(len(ratio)) / length))
+        budget = error_budget(butane, frames, spring, n_probes=2, max_frames=3000, time_steps=[])
+        predicted.append(budget.grid_bridge)
+        assert abs(measured[-1].value - predicted[-1].value) < LIMIT * math.hypot(
+            measured[-1].error, predicted[-1].error
+        ), (measured, predicted)
+        assert measured[-1].error < 0.04 * measured[-1].value
+    for rates in (measured, predicted):
+        for coarse, finer in zip(rates, rates[1:]):  # linear in the step, and a little more where it is large
+            relative = math.hypot(coarse.error / coarse.value, finer.error / finer.value)
+            assert 2 * (1 - LIMIT * relative) < coarse.value / finer.value < 2.3 * (1 + LIMIT * relative)
+
+
 def test_small_functions():
     assert total_variation(0.02) == pytest.approx(0.1) and total_variation(50.0) == 1.0
     assert wanted_time_step(Estimate(10.0, 1.0), Estimate(1.0, 0.0), 2.0) == Estimate(0.1, pytest.approx(0.01))
@@ -222,30 +292,33 @@ def test_frames_are_spread_and_float32_serves():
 GOOD = dict(model=Harmonic(2, stiffness=100.0), positions=torch.zeros(4, 2, 3), spring=Spring.from_time_step(1e-3, 1.0))
 
 
-@pytest.mark.parametrize(("argument", "change"), [
-    ("model", dict(model=object())),
-    ("spring", dict(spring=1e-3)),
-    ("diffusion", dict(spring=Spring.from_time_step(1e-3, (1.0, 1.0, 1.0)))),
-    ("positions", dict(positions=torch.zeros(4, 3, 3))),
-    ("positions", dict(positions=torch.zeros(1, 2, 3))),
-    ("positions", dict(positions=torch.full((4, 2, 3), math.nan))),
-    ("positions", dict(replica=[0, 0, 1])),
-    ("temperature", dict(temperature=0)),
-    ("noise_level", dict(noise_level=-0.1)),
-    ("forces", dict(forces=torch.zeros(4, 3, 3))),
-    ("forces", dict(forces=torch.full((4, 2, 3), math.inf))),
-    ("forces", dict(forces="strong")),
-    ("forces", dict(forces=torch.zeros(4, 2, 3), exact=Harmonic(2, stiffness=1.0))),
-    ("exact", dict(exact=3.0)),
-    ("exact", dict(exact=Harmonic(3, stiffness=1.0))),
-    ("length", dict(length=0)),
-    ("wanted", dict(wanted=-1)),
-    ("time_steps", dict(time_steps=[1e-3, 0])),
-    ("n_probes", dict(n_probes=0)),
-    ("max_frames", dict(max_frames=1)),
-    ("batch_size", dict(batch_size=0)),
-    ("seed", dict(seed=-1)),
-])
+@pytest.mark.parametrize(
+    ("argument", "change"),
+    [
+        ("model", dict(model=object())),
+        ("spring", dict(spring=1e-3)),
+        ("diffusion", dict(spring=Spring.from_time_step(1e-3, (1.0, 1.0, 1.0)))),
+        ("positions", dict(positions=torch.zeros(4, 3, 3))),
+        ("positions", dict(positions=torch.zeros(1, 2, 3))),
+        ("positions", dict(positions=torch.full((4, 2, 3), math.nan))),
+        ("positions", dict(replica=[0, 0, 1])),
+        ("temperature", dict(temperature=0)),
+        ("noise_level", dict(noise_level=-0.1)),
+        ("forces", dict(forces=torch.zeros(4, 3, 3))),
+        ("forces", dict(forces=torch.full((4, 2, 3), math.inf))),
+        ("forces", dict(forces="strong")),
+        ("forces", dict(forces=torch.zeros(4, 2, 3), exact=Harmonic(2, stiffness=1.0))),
+        ("exact", dict(exact=3.0)),
+        ("exact", dict(exact=Harmonic(3, stiffness=1.0))),
+        ("length", dict(length=0)),
+        ("wanted", dict(wanted=-1)),
+        ("time_steps", dict(time_steps=[1e-3, 0])),
+        ("n_probes", dict(n_probes=0)),
+        ("max_frames", dict(max_frames=1)),
+        ("batch_size", dict(batch_size=0)),
+        ("seed", dict(seed=-1)),
+    ],
+)
 def test_bad_arguments(argument, change):
     with pytest.raises(InputError) as error:
         error_budget(**{**GOOD, **change})
@@ -260,13 +333,13 @@ def folder(tmp_path_factory):
     """Butane frames, their true forces, and a small model that was not trained."""
     path, butane = tmp_path_factory.mktemp("budget"), TraPPEAlkane.butane()
     positions = butane.sample(120, seed=2).float()
-    arrays = dict(bonds=np.array([(0, 1), (1, 2), (2, 3)]), bead_types=np.array(["CH3", "CH2", "CH2", "CH3"]))
-    molecule = Molecule.from_npz_arrays(arrays, 4)
     torch.manual_seed(0)
-    model = prepare_model(positions, molecule, 300.0, n_features=16, n_blocks=1, cutoff=1.0, noise_levels=(0.002, 0.5))
+    model = prepare_model(
+        positions, butane_molecule(), 300.0, n_features=16, n_blocks=1, cutoff=1.0, noise_levels=(0.002, 0.5)
+    )
     model.support = measure_support(model, positions)
     save_model(path / "model.safetensors", model)
-    np.savez(path / "frames.npz", positions=positions.numpy(), temperature=300.0, **arrays)
+    np.savez(path / "frames.npz", positions=positions.numpy(), temperature=300.0, **BUTANE)
     np.savez(path / "forces.npz", forces=(butane.score(positions) * butane.kilojoules).numpy())
     np.savez(path / "few.npz", forces=np.zeros((3, 4, 3)))
     np.savez(path / "none.npz", force=np.zeros((120, 4, 3)))
@@ -283,8 +356,20 @@ def call(capsys, *arguments, code=0):
 
 def test_command_line(folder, tmp_path, capsys):
     words = [folder / "model.safetensors", "--frames", folder / "frames.npz", "--diffusion", 0.002, "--probes", 1]
-    out = call(capsys, *words, "--forces", folder / "forces.npz", "--time-step", 2e-4, "--length", 0.5, "--wanted", 1e4,
-               "--out", tmp_path / "a")
+    out = call(
+        capsys,
+        *words,
+        "--forces",
+        folder / "forces.npz",
+        "--time-step",
+        2e-4,
+        "--length",
+        0.5,
+        "--wanted",
+        1e4,
+        "--out",
+        tmp_path / "a",
+    )
     result = json.loads((tmp_path / "a" / "budget.json").read_text())
     assert f"{result['grid_bridge_nats_per_ps']['value']:.4g}" in out and "total variation" in out
     assert result["time_step_ps"] == 2e-4 and result["wanted_nats_per_ps"] == 2e4 and "wanted" in out
@@ -300,37 +385,60 @@ def test_command_line(folder, tmp_path, capsys):
 
 def test_command_line_takes_the_settings_of_the_run(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        cli.main(["sample", str(folder / "model.safetensors"), "--init", str(folder / "frames.npz"), "--replicas", "8",
-                  "--steps", "20", "--save-every", "10", "--time-step", "0.0001", "--diffusion", "0.003",
-                  "--temperature", "310", "--quiet", "--out", str(tmp_path / "run.npz")])
+        cli.main(
+            [
+                "sample",
+                str(folder / "model.safetensors"),
+                "--init",
+                str(folder / "frames.npz"),
+                "--replicas",
+                "8",
+                "--steps",
+                "20",
+                "--save-every",
+                "10",
+                "--time-step",
+                "0.0001",
+                "--diffusion",
+                "0.003",
+                "--temperature",
+                "310",
+                "--quiet",
+                "--out",
+                str(tmp_path / "run.npz"),
+            ]
+        )
     call(capsys, folder / "model.safetensors", "--frames", tmp_path / "run.npz", "--out", tmp_path / "of run")
     result = json.loads((tmp_path / "of run" / "budget.json").read_text())
     assert (result["time_step_ps"], result["diffusion_nm2_per_ps"], result["temperature_K"]) == (1e-4, 0.003, 310.0)
     assert result["model_part_nats_per_ps"] is None and result["units"].startswith("8 replicas")
 
 
-def test_command_line_refuses(folder, tmp_path, capsys):
+def test_command_line_refuses(folder, tmp_path, capsys, monkeypatch):
+    """With one line, and before anything is computed: the default time step is the first thing that would be."""
+    monkeypatch.setattr(sampling, "choose_spring", None)
     model, frames = folder / "model.safetensors", folder / "frames.npz"
     right = [model, "--frames", frames]
     (tmp_path / "file").write_text("")
     for argument, words in (
-            ("model", [frames, "--frames", frames]),
-            ("frames", [model, "--frames", folder / "absent.npz"]),
-            ("time_step", [*right, "--time-step", 1e-3, "--stiffness", 5]),
-            ("time_step", [*right, "--time-step", -1]),
-            ("forces", [*right, "--forces", folder / "forces.npz", "--exact", "butane"]),
-            *(("forces", [*right, "--forces", folder / name]) for name in ("few.npz", "none.npz", "no.npz", "a.txt")),
-            ("exact", [*right, "--exact", folder / "absent.json"]),
-            ("exact", [*right, "--exact", frames]),
-            ("diffusion", [*right, "--diffusion", 0]),
-            ("temperature", [*right, "--temperature", -3]),
-            ("noise_level", [*right, "--noise-level", 7]),
-            ("length", [*right, "--length", 0]),
-            ("wanted", [*right, "--wanted", "nan"]),
-            ("probes", [*right, "--probes", 0]),
-            ("max_frames", [*right, "--max-frames", 1]),
-            ("seed", [*right, "--seed", -1]),
-            ("out", [*right, "--out", tmp_path / "file"])):
+        ("model", [frames, "--frames", frames]),
+        ("frames", [model, "--frames", folder / "absent.npz"]),
+        ("time_step", [*right, "--time-step", 1e-3, "--stiffness", 5]),
+        ("time_step", [*right, "--time-step", -1]),
+        ("forces", [*right, "--forces", folder / "forces.npz", "--exact", "butane"]),
+        *(("forces", [*right, "--forces", folder / name]) for name in ("few.npz", "none.npz", "no.npz", "a.txt")),
+        ("exact", [*right, "--exact", folder / "absent.json"]),
+        ("exact", [*right, "--exact", frames]),
+        ("diffusion", [*right, "--time-step", 1e-3, "--diffusion", 0]),
+        ("temperature", [*right, "--temperature", -3]),
+        ("noise_level", [*right, "--time-step", 1e-3, "--noise-level", 7]),
+        ("length", [*right, "--length", 0]),
+        ("wanted", [*right, "--wanted", "nan"]),
+        ("probes", [*right, "--probes", 0]),
+        ("max_frames", [*right, "--max-frames", 1]),
+        ("seed", [*right, "--seed", -1]),
+        ("out", [*right, "--out", tmp_path / "file"]),
+    ):
         error = call(capsys, *words, code=2)
         assert error.startswith(argument + ": ") and error.count("\n") == 1, (argument, error)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

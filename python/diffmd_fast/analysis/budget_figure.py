@@ -29,8 +29,9 @@ def write_budget(budget: ErrorBudget, out_dir: str | os.PathLike) -> dict[str, P
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"out_dir: expected a place where a folder can be made, got {folder} "
-                         f"({error.strerror})") from None
+        raise InputError(
+            f"out_dir: expected a place where a folder can be made, got {folder} ({error.strerror})"
+        ) from None
     draw_budget(budget, folder / FIGURE)
     write_atomically(folder / NUMBERS, json.dumps(budget.as_dict(), indent=1, allow_nan=False) + "\n")
     return {"figure": folder / FIGURE, "numbers": folder / NUMBERS}
@@ -42,27 +43,39 @@ def draw_budget(budget: ErrorBudget, path: str | os.PathLike) -> None:
     The grid part by both estimators with error bars of one standard error, the model part as a band (of one standard
     error either side, never thinner than its line), the run's time step and the wanted one as vertical lines.
     """
-    with _figure(Path(path), 6.4, 4.4) as figure:
+    with _figure(Path(path), 6.4, 4.8) as figure:
         axes = figure.add_subplot(xscale="log", yscale="log")
         _draw_grid_part(axes, budget)
         _draw_model_part(axes, budget)
         _draw_steps(axes, budget)
         axes.set(xlabel="time step (ps)", ylabel="path KL divergence (nats/ps)")
-        axes.set_title(f"D = {_range(budget.spring.diffusion)} nm²/ps, T = {budget.temperature:g} K; "
-                       f"{budget.n_frames:,} frames, bars: one standard error")
-        axes.legend(loc="upper left")
+        axes.set_title(
+            f"D = {_range(budget.spring.diffusion)} nm²/ps, T = {budget.temperature:g} K; "
+            f"{budget.n_frames:,} frames, bars: one standard error"
+        )
+        figure.legend(loc="outside lower center", ncols=2)
 
 
 def _draw_grid_part(axes: Axes, budget: ErrorBudget) -> None:
     steps = np.array([point.time_step for point in budget.curve])
-    line, line_error, points, point_error = np.array([
-        (p.hutchinson.value, p.hutchinson.error, p.bridge.value, p.bridge.error) for p in budget.curve]).T
+    line, line_error, points, point_error = np.array(
+        [(p.hutchinson.value, p.hutchinson.error, p.bridge.value, p.bridge.error) for p in budget.curve]
+    ).T
     if not (line > 0).all() or not (points > 0).all():
         return  # a score that is the same everywhere: nothing to show on a logarithmic axis
     axes.plot(steps, line, color=REFERENCE, label="grid part, leading order (Hutchinson)")
     axes.errorbar(steps, line, _bars(line, line_error), fmt="none", ecolor=REFERENCE, capsize=5, elinewidth=1.2)
-    axes.errorbar(steps, points, _bars(points, point_error), fmt="o", color=RUN, markersize=5, capsize=2.5,
-                  elinewidth=1.2, label="grid part, no expansion (bridge)")
+    axes.errorbar(
+        steps,
+        points,
+        _bars(points, point_error),
+        fmt="o",
+        color=RUN,
+        markersize=5,
+        capsize=2.5,
+        elinewidth=1.2,
+        label="grid part, no expansion (bridge)",
+    )
 
 
 def _bars(values: np.ndarray, errors: np.ndarray) -> np.ndarray:
@@ -75,24 +88,47 @@ def _draw_model_part(axes: Axes, budget: ErrorBudget) -> None:
     if part is None or part.value <= 0:
         return
     axes.axhline(part.value, color=SERIES[2], linewidth=1.2, label="model part")
-    axes.axhspan(max(part.value - part.error, 1e-3 * part.value), part.value + part.error, color=SERIES[2], alpha=0.3,
-                 linewidth=0)
+    axes.axhspan(
+        max(part.value - part.error, 1e-3 * part.value),
+        part.value + part.error,
+        color=SERIES[2],
+        alpha=0.3,
+        linewidth=0,
+    )
 
 
 def _draw_steps(axes: Axes, budget: ErrorBudget) -> None:
-    axes.axvline(budget.spring.time_step, color="#777777", linestyle=":", linewidth=1.4,
-                 label=f"this run, {budget.spring.time_step:.3g} ps")
+    axes.axvline(
+        budget.spring.time_step,
+        color="#777777",
+        linestyle=":",
+        linewidth=1.4,
+        label=f"this run, {budget.spring.time_step:.3g} ps",
+    )
     if budget.wanted is not None:
         step, spring = budget.time_step_for(budget.wanted), budget.spring_for(budget.wanted)
-        axes.axhline(budget.wanted, color=SERIES[3], linewidth=1.0, linestyle="--",
-                     label=f"wanted, {budget.wanted:.3g} nats/ps")
+        axes.axhline(
+            budget.wanted, color=SERIES[3], linewidth=1.0, linestyle="--", label=f"wanted, {budget.wanted:.3g} nats/ps"
+        )
         if spring is not None:
-            axes.axvline(step.value, color=SERIES[3], linewidth=1.4,
-                         label=f"chosen, {step.value:.3g} ps = {_range(spring.stiffness)} 1/nm²")
+            axes.axvline(
+                step.value,
+                color=SERIES[3],
+                linewidth=1.4,
+                label=f"chosen, {step.value:.3g} ps = {_range(spring.stiffness)} 1/nm²",
+            )
     if budget.stability_limit < 4 * max(point.time_step for point in budget.curve):
         axes.axvspan(budget.stability_limit, 4 * budget.stability_limit, color="#bbbbbb", alpha=0.4, linewidth=0)
-        axes.text(budget.stability_limit * 1.08, 0.03, "unstable", transform=axes.get_xaxis_transform(), fontsize=8,
-                  rotation=90, color="#555555", va="bottom")
+        axes.text(
+            budget.stability_limit * 1.08,
+            0.03,
+            "unstable",
+            transform=axes.get_xaxis_transform(),
+            fontsize=8,
+            rotation=90,
+            color="#555555",
+            va="bottom",
+        )
         highest = max(budget.stability_limit * 1.6, 1.3 * budget.spring.time_step)
         axes.set_xlim(right=highest)
 

@@ -144,22 +144,27 @@ class ErrorBudget:
     def spring_for(self, wanted: float) -> Spring | None:
         """The same as a spring, with its stiffness; None where no step, or every step, meets it."""
         step = self.time_step_for(wanted)
-        return None if step is None or math.isinf(step.value) else Spring.from_time_step(
-            step.value, self.spring.diffusion)
+        return (
+            None if step is None or math.isinf(step.value) else Spring.from_time_step(step.value, self.spring.diffusion)
+        )
 
     @property
     def summary(self) -> str:
         """One line: the parts with their errors, and what they mean for the length."""
-        parts = f"path error at dt = {self.spring.time_step:.4g} ps: grid part {self.grid_bridge} nats/ps (bridge), " \
-                f"{self.grid_hutchinson} (Hutchinson); "
+        parts = (
+            f"path error at dt = {self.spring.time_step:.4g} ps: grid part {self.grid_bridge} nats/ps (bridge), "
+            f"{self.grid_hutchinson} (Hutchinson); "
+        )
         if self.model_part is None:
             parts += "model part unknown without true forces"
         else:
             parts += f"model part {self.model_part} nats/ps; total {self.rate} nats/ps, mostly {self.dominant} part"
         if self.length is not None:
             what = " of the grid part" if self.model_part is None else ""
-            parts += f"; over {self.length:g} ps KL{what} = {self.divergence()} nats, total variation at most " \
-                     f"{self.total_variation():.3g}"
+            parts += (
+                f"; over {self.length:g} ps KL{what} = {self.divergence()} nats, total variation at most "
+                f"{self.total_variation():.3g}"
+            )
         return parts
 
     @property
@@ -184,17 +189,21 @@ class ErrorBudget:
 
     def __str__(self) -> str:
         noise = "" if self.noise_level is None else f", noise level {self.noise_level:g} nm"
-        lines = [f"{self.spring}; T = {self.temperature:g} K, T0 = {self.model_temperature:g} K{noise}",
-                 f"  grid part    {self.grid_bridge} nats/ps (bridge)",
-                 f"               {self.grid_hutchinson} nats/ps (Hutchinson, leading order in the time step)",
-                 f"  model part   {'unknown, no true forces' if self.model_part is None else self.model_part}"
-                 f"{'' if self.model_part is None else ' nats/ps'}",
-                 f"  total        {self.total} nats/ps{' (grid part only)' if self.model_part is None else ''}"]
+        lines = [
+            f"{self.spring}; T = {self.temperature:g} K, T0 = {self.model_temperature:g} K{noise}",
+            f"  grid part    {self.grid_bridge} nats/ps (bridge)",
+            f"               {self.grid_hutchinson} nats/ps (Hutchinson, leading order in the time step)",
+            f"  model part   {'unknown, no true forces' if self.model_part is None else self.model_part}"
+            f"{'' if self.model_part is None else ' nats/ps'}",
+            f"  total        {self.total} nats/ps{' (grid part only)' if self.model_part is None else ''}",
+        ]
         if self.total_direct is not None:
             lines.append(f"  in one       {self.total_direct} nats/ps (with the cross term)")
         if self.length is not None:
-            lines.append(f"  {self.length:g} ps: KL = {self.divergence()} nats, total variation at most "
-                         f"{self.total_variation():.3g}")
+            lines.append(
+                f"  {self.length:g} ps: KL = {self.divergence()} nats, total variation at most "
+                f"{self.total_variation():.3g}"
+            )
         if self.wanted is not None:
             lines.append(f"  {self.advice}")
         trust = "" if self.reliable else f"; errors not to be trusted: {self.reason}"
@@ -202,8 +211,9 @@ class ErrorBudget:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON, units in the names; estimates are {"value", "error"}, infinities null."""
-        step, spring = (None, None) if self.wanted is None else (
-            self.time_step_for(self.wanted), self.spring_for(self.wanted))
+        step, spring = (
+            (None, None) if self.wanted is None else (self.time_step_for(self.wanted), self.spring_for(self.wanted))
+        )
         return {
             "time_step_ps": self.spring.time_step,
             "diffusion_nm2_per_ps": self.spring.diffusion,
@@ -227,8 +237,14 @@ class ErrorBudget:
             "wanted_time_step_ps": _plain(step),
             "wanted_stiffness_per_nm2": None if spring is None else spring.stiffness,
             "advice": self.advice,
-            "curve": [{"time_step_ps": p.time_step, "hutchinson_nats_per_ps": _plain(p.hutchinson),
-                       "bridge_nats_per_ps": _plain(p.bridge)} for p in self.curve],
+            "curve": [
+                {
+                    "time_step_ps": p.time_step,
+                    "hutchinson_nats_per_ps": _plain(p.hutchinson),
+                    "bridge_nats_per_ps": _plain(p.bridge),
+                }
+                for p in self.curve
+            ],
             "n_frames": self.n_frames,
             "n_probes": self.n_probes,
             "units": self.units,

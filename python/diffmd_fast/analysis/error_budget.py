@@ -38,7 +38,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -112,63 +113,77 @@ def error_budget(
         InputError: a value out of range or of the wrong shape, forces and exact both given, frames without a finite
             score; before anything else is computed.
     """
-    require(isinstance(spring, Spring), "spring", "a Spring, e.g. Spring.from_time_step(time_step, diffusion)",
-            type(spring).__name__)
+    settings = Settings(
+        temperature=temperature,
+        length=length,
+        wanted=wanted,
+        time_steps=time_steps,
+        n_probes=n_probes,
+        max_frames=max_frames,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    require(
+        isinstance(spring, Spring),
+        "spring",
+        "a Spring, e.g. Spring.from_time_step(time_step, diffusion)",
+        type(spring).__name__,
+    )
     precise = _in_double(model)
     evaluate = Evaluator(precise, noise_level)
     own_temperature = model_temperature(model)
-    temperature = own_temperature if temperature is None else check_number(
-        temperature, "temperature", above=0, unit="K")
-    length = None if length is None else check_number(length, "length", above=0, unit="ps")
-    rate = None if wanted is None else check_number(wanted, "wanted", above=0, unit="nats") / (length or 1.0)
-    steps = None if time_steps is None else [check_number(s, "time_steps", above=0, unit="ps") for s in time_steps]
-    n_probes = check_integer(n_probes, "n_probes", minimum=1)
-    batch_size = check_integer(batch_size, "batch_size", minimum=1)
-    max_frames = check_integer(max_frames, "max_frames", minimum=2)
-    seed = check_integer(seed, "seed", minimum=0, maximum=2**63 - 1)
     frames = as_positions(positions, "positions", model)
     require(len(frames) >= 2, "positions", "at least 2 frames", len(frames))
     n_diffusion = len(_row(spring.diffusion))
-    require(n_diffusion in (1, frames.shape[1]), "diffusion", f"a number or {frames.shape[1]} values, one per atom",
-            n_diffusion)
+    require(
+        n_diffusion in (1, frames.shape[1]),
+        "diffusion",
+        f"a number or {frames.shape[1]} values, one per atom",
+        n_diffusion,
+    )
     truth = _check_truth(forces, exact, frames, own_temperature)
-    pieces = _thinned(find_replicas(len(frames), replica, time, "positions").indices, max_frames)
+    pieces = _thinned(find_replicas(len(frames), replica, time, "positions").indices, settings.max_frames)
     kept = torch.as_tensor(np.concatenate(pieces), device=frames.device)
-    frames = frames[kept].double()
-
-    run = _Run(evaluate, frames, spring, temperature / own_temperature, n_probes, batch_size, seed)
+    truth = truth if truth is None or callable(truth) else truth[kept]
+    temperature = own_temperature if temperature is None else float(temperature)
+    run = _Run(evaluate, frames[kept].double(), spring, temperature / own_temperature, settings)
     energy = run.check_frames()
-    curvature = estimate_curvature(precise, frames, evaluate.argument)
-    with run.bar(progress) as bar:
-        slopes = run.slopes(curvature)
-        errors = None if truth is None else run.model_part(truth(frames) if callable(truth) else truth[kept])
-        guess = None if rate is None else wanted_time_step(
-            _mean(slopes), None if errors is None else _mean(errors), rate)
-        steps = _curve(spring, curvature, steps, guess)
-        bar.reset(total=len(frames) * (1 + n_probes * len(steps)))
-        own = steps.index(spring.time_step)
-        bridge, direct = run.bridge(steps, own, truth if callable(truth) else None)
-    here = bridge[own]
-    require(bool(np.isfinite(here).all()), spring.given, "a step inside which the score stays finite",
-            f"{spring.time_step:g} ps")
-    units = _units(pieces, [slopes, here, *[v for v in (errors, energy) if v is not None], _gyration(frames)])
-
-    def estimate(values: np.ndarray | None) -> Estimate | None:
-        return None if values is None else _estimate(units, values)
-
-    slope = _estimate(units, slopes)
-    return ErrorBudget(
-        spring=spring, temperature=temperature, model_temperature=own_temperature, noise_level=evaluate.noise_level,
-        curvature=curvature, slope=slope, grid_hutchinson=slope.times(spring.time_step), grid_bridge=estimate(here),
-        model_part=estimate(errors), total=estimate(here if errors is None else here + errors),
-        total_direct=estimate(direct), length=length, wanted=rate,
-        curve=tuple(GridPoint(step, slope.times(step), estimate(row)) for step, row in zip(steps, bridge)
-                    if np.isfinite(row).all()),
-        n_frames=len(frames), n_probes=n_probes, units=units.description, reliable=units.reliable,
-        reason=units.reason)
+    curvature = estimate_curvature(precise, run.frames, evaluate.argument)
+    values = run.values(curvature, truth, progress)
+    return _assembled(run, values, pieces, energy, temperature, own_temperature)
 
 
 # ---- checks and choices ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The numbers of `error_budget`, checked; a command makes them before it reads a file."""
+
+    temperature: float | None
+    length: float | None
+    wanted: float | None
+    n_probes: int
+    max_frames: int
+    seed: int
+    time_steps: Sequence[float] | None = None
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        for name, unit in (("temperature", "K"), ("length", "ps"), ("wanted", "nats")):
+            if getattr(self, name) is not None:
+                check_number(getattr(self, name), name, above=0, unit=unit)
+        for step in self.time_steps or ():
+            check_number(step, "time_steps", above=0, unit="ps")
+        check_integer(self.n_probes, "n_probes", minimum=1)
+        check_integer(self.max_frames, "max_frames", minimum=2)
+        check_integer(self.batch_size, "batch_size", minimum=1)
+        check_integer(self.seed, "seed", minimum=0, maximum=2**63 - 1)
+
+    @property
+    def rate(self) -> float | None:
+        """The wanted error in nats/ps."""
+        return None if self.wanted is None else float(self.wanted) / float(self.length or 1.0)
 
 
 def _in_double(model: Any) -> Any:
@@ -183,8 +198,9 @@ def _check_truth(forces: Any, exact: Any, frames: Tensor, temperature: float) ->
         try:
             forces = torch.as_tensor(forces)
         except (TypeError, ValueError, RuntimeError):
-            raise InputError(f"forces: expected an array of shape {list(frames.shape)} in kJ/mol/nm, got "
-                             f"{type(forces).__name__}") from None
+            raise InputError(
+                f"forces: expected an array of shape {list(frames.shape)} in kJ/mol/nm, got {type(forces).__name__}"
+            ) from None
         check_tensor(forces, "forces", tuple(frames.shape))
         check_finite(forces, "forces")
         return forces.to(frames.device, torch.float64) / (MOLAR_GAS_CONSTANT * temperature)
@@ -222,15 +238,51 @@ def _curve(spring: Spring, curvature: float, steps: list[float] | None, guess: E
 # ---- the estimators ----------------------------------------------------------------------------------
 
 
+class _Values(NamedTuple):
+    """curvature in 1/nm^2; slopes [frames] in nats/ps^2, model part, grid part by the bridge [time steps, frames] and
+    whole error [frames] in nats/ps; the time steps in ps, and which of them is the run's."""
+
+    curvature: float
+    slopes: np.ndarray
+    model_part: np.ndarray | None
+    time_steps: list[float]
+    own: int
+    bridge: np.ndarray
+    direct: np.ndarray | None
+
+
 class _Run:
     """Values at each frame, float64 [frames], whose means are the parts of the budget."""
 
-    def __init__(self, evaluate: Evaluator, frames: Tensor, spring: Spring, multiplier: float, n_probes: int,
-                 batch_size: int, seed: int):
-        self.evaluate, self.frames, self.multiplier, self.n_probes = evaluate, frames, multiplier, n_probes
+    def __init__(self, evaluate: Evaluator, frames: Tensor, spring: Spring, multiplier: float, settings: Settings):
+        self.evaluate, self.frames, self.spring, self.multiplier = evaluate, frames, spring, multiplier
+        self.settings, self.n_probes, self.batch_size = settings, settings.n_probes, settings.batch_size
         self.diffusion = torch.tensor(_row(spring.diffusion), dtype=torch.float64, device=frames.device)[:, None]
-        self.batch_size, self.generator = batch_size, torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(settings.seed)
         self.count: Any = None
+
+    def values(self, curvature: float, truth: Any, progress: bool) -> _Values:
+        """Everything that is measured; ``truth`` as `_check_truth` gives it, at these frames."""
+        rate = self.settings.rate
+        with self.bar(progress) as bar:
+            slopes = self.slopes(curvature)
+            errors = None if truth is None else self.model_part(truth(self.frames) if callable(truth) else truth)
+            guess = (
+                None
+                if rate is None
+                else wanted_time_step(_mean(slopes), None if errors is None else _mean(errors), rate)
+            )
+            steps = _curve(self.spring, curvature, self.settings.time_steps, guess)
+            bar.reset(total=len(self.frames) * (1 + self.n_probes * len(steps)))
+            own = steps.index(self.spring.time_step)
+            bridge, direct = self.bridge(steps, own, truth if callable(truth) else None)
+        require(
+            bool(np.isfinite(bridge[own]).all()),
+            self.spring.given,
+            "a step inside which the score stays finite",
+            f"{self.spring.time_step:g} ps",
+        )
+        return _Values(curvature, slopes, errors, steps, own, bridge, direct)
 
     def bar(self, shown: bool) -> Any:
         """A progress bar that counts score evaluations."""
@@ -268,8 +320,11 @@ class _Run:
         # D_b^1/2 z relative to the largest D: no coordinate then moves by more than the finite step.
         largest = self.diffusion.max()
         weight = (self.diffusion / largest).sqrt()
-        width = curvature**-0.5 if curvature > 0 else 1 / max(
-            self.evaluate(self.frames[: self.batch_size])[1].square().mean().sqrt().item(), 1e-3)
+        width = (
+            curvature**-0.5
+            if curvature > 0
+            else 1 / max(self.evaluate(self.frames[: self.batch_size])[1].square().mean().sqrt().item(), 1e-3)
+        )
         step = FINITE_STEP * width
         values = self.frames.new_zeros(len(self.frames))
         for part in self.batches():
@@ -345,3 +400,49 @@ def _estimate(units: Units, values: np.ndarray) -> Estimate:
     mean = float(values.mean())
     sums = np.array([piece.sum() for piece in units.with_values(values - mean).pieces()])
     return Estimate(mean, float(np.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum()) / len(values)))
+
+
+def _assembled(
+    run: _Run,
+    values: _Values,
+    pieces: list[np.ndarray],
+    energy: np.ndarray | None,
+    temperature: float,
+    own_temperature: float,
+) -> ErrorBudget:
+    """Means and standard errors of the values; pieces are the frame numbers of each replica."""
+    here, errors = values.bridge[values.own], values.model_part
+    units = _units(
+        pieces, [values.slopes, here, *[v for v in (errors, energy) if v is not None], _gyration(run.frames)]
+    )
+
+    def estimate(of_frames: np.ndarray | None) -> Estimate | None:
+        return None if of_frames is None else _estimate(units, of_frames)
+
+    slope = _estimate(units, values.slopes)
+    curve = [
+        GridPoint(step, slope.times(step), _estimate(units, row))
+        for step, row in zip(values.time_steps, values.bridge)
+        if np.isfinite(row).all()
+    ]
+    return ErrorBudget(
+        spring=run.spring,
+        temperature=temperature,
+        model_temperature=own_temperature,
+        noise_level=run.evaluate.noise_level,
+        curvature=values.curvature,
+        slope=slope,
+        grid_hutchinson=slope.times(run.spring.time_step),
+        grid_bridge=estimate(here),
+        model_part=estimate(errors),
+        total=estimate(here if errors is None else here + errors),
+        total_direct=estimate(values.direct),
+        length=run.settings.length,
+        wanted=run.settings.rate,
+        curve=tuple(curve),
+        n_frames=len(run.frames),
+        n_probes=run.n_probes,
+        units=units.description,
+        reliable=units.reliable,
+        reason=units.reason,
+    )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InputError, check_integer, check_new_folder, check_number, require
+from ..errors import InputError, check_integer, check_new_folder, check_number
 from .comparison import Comparison, LengthStatistics, compare
 from .figures import ALL_FIGURES, draw_all, symbol
 from .page import build_page
