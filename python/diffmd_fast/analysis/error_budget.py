@@ -36,8 +36,7 @@ give the same at leading order.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -49,12 +48,11 @@ from ..errors import InputError, check_finite, check_integer, check_number, chec
 from ..sampling.evaluation import Evaluator, as_positions, model_temperature
 from ..sampling.spring import MOLAR_GAS_CONSTANT, Spring, _row
 from ..sampling.stability import LIMIT, estimate_curvature
-from .autocorrelation import dihedral_autocorrelation
 from .budget_result import ErrorBudget, Estimate, GridPoint, wanted_time_step
-from .divergence import Units, resampling_units
+from .frame_means import estimate_mean, frame_units, gyration, thinned
 from .replicas import find_replicas
+from .score_probes import Probes, in_double
 
-FINITE_STEP = 1e-4  # of a finite difference, in widths of the stiffest mode
 CURVE = tuple(2.0**k for k in range(-4, 5))  # time steps of the curve, in those of the run
 
 
@@ -129,7 +127,7 @@ def error_budget(
         "a Spring, e.g. Spring.from_time_step(time_step, diffusion)",
         type(spring).__name__,
     )
-    precise = _in_double(model)
+    precise = in_double(model)
     evaluate = Evaluator(precise, noise_level)
     own_temperature = model_temperature(model)
     frames = as_positions(positions, "positions", model)
@@ -142,7 +140,7 @@ def error_budget(
         n_diffusion,
     )
     truth = _check_truth(forces, exact, frames, own_temperature)
-    pieces = _thinned(find_replicas(len(frames), replica, time, "positions").indices, settings.max_frames)
+    pieces = thinned(find_replicas(len(frames), replica, time, "positions").indices, settings.max_frames)
     kept = torch.as_tensor(np.concatenate(pieces), device=frames.device)
     truth = truth if truth is None or callable(truth) else truth[kept]
     temperature = own_temperature if temperature is None else float(temperature)
@@ -186,11 +184,6 @@ class Settings:
         return None if self.wanted is None else float(self.wanted) / float(self.length or 1.0)
 
 
-def _in_double(model: Any) -> Any:
-    """A copy of a module in float64: differences of float32 scores would be mostly rounding."""
-    return copy.deepcopy(model).double() if isinstance(model, torch.nn.Module) else model
-
-
 def _check_truth(forces: Any, exact: Any, frames: Tensor, temperature: float) -> Any:
     """True scores in 1/nm of the model's kT0: a tensor [frames, atoms, 3], a function of positions, or None."""
     require(forces is None or exact is None, "forces", "either forces or exact", "both")
@@ -209,19 +202,9 @@ def _check_truth(forces: Any, exact: Any, frames: Tensor, temperature: float) ->
     require(callable(getattr(exact, "score", None)), "exact", "a model with a method score", type(exact).__name__)
     n_atoms = getattr(exact, "n_atoms", frames.shape[1])
     require(n_atoms == frames.shape[1], "exact", f"a model of {frames.shape[1]} atoms, as the frames", n_atoms)
-    evaluate = Evaluator(_in_double(exact))
+    evaluate = Evaluator(in_double(exact))
     factor = model_temperature(exact) / temperature  # its score is F/kT of its own temperature
     return lambda x: factor * evaluate(x)[1]
-
-
-def _thinned(indices: Sequence[np.ndarray], max_frames: int) -> list[np.ndarray]:
-    """At most max_frames frame numbers, evenly spaced, one array per replica that has any."""
-    stride = -(-sum(map(len, indices)) // max_frames)
-    offset, pieces = 0, []
-    for index in indices:
-        pieces.append(index[-offset % stride :: stride])
-        offset += len(index)
-    return [piece for piece in pieces if len(piece)]
 
 
 def _curve(spring: Spring, curvature: float, steps: list[float] | None, guess: Estimate | None) -> list[float]:
@@ -251,26 +234,25 @@ class _Values(NamedTuple):
     direct: np.ndarray | None
 
 
-class _Run:
+class _Run(Probes):
     """Values at each frame, float64 [frames], whose means are the parts of the budget."""
 
     def __init__(self, evaluate: Evaluator, frames: Tensor, spring: Spring, multiplier: float, settings: Settings):
-        self.evaluate, self.frames, self.spring, self.multiplier = evaluate, frames, spring, multiplier
-        self.settings, self.n_probes, self.batch_size = settings, settings.n_probes, settings.batch_size
-        self.diffusion = torch.tensor(_row(spring.diffusion), dtype=torch.float64, device=frames.device)[:, None]
-        self.generator = torch.Generator().manual_seed(settings.seed)
-        self.count: Any = None
+        super().__init__(evaluate, frames, spring.diffusion, settings.n_probes, settings.batch_size, settings.seed)
+        self.spring, self.multiplier, self.settings = spring, multiplier, settings
 
     def values(self, curvature: float, truth: Any, progress: bool) -> _Values:
         """Everything that is measured; ``truth`` as `_check_truth` gives it, at these frames."""
         rate = self.settings.rate
-        with self.bar(progress) as bar:
+        with self.bar(progress, 2 * self.n_probes) as bar:
             slopes = self.slopes(curvature)
             errors = None if truth is None else self.model_part(truth(self.frames) if callable(truth) else truth)
             guess = (
                 None
                 if rate is None
-                else wanted_time_step(_mean(slopes), None if errors is None else _mean(errors), rate)
+                else wanted_time_step(
+                    Estimate(slopes.mean(), 0.0), None if errors is None else Estimate(errors.mean(), 0.0), rate
+                )
             )
             steps = _curve(self.spring, curvature, self.settings.time_steps, guess)
             bar.reset(total=len(self.frames) * (1 + self.n_probes * len(steps)))
@@ -284,56 +266,15 @@ class _Run:
         )
         return _Values(curvature, slopes, errors, steps, own, bridge, direct)
 
-    def bar(self, shown: bool) -> Any:
-        """A progress bar that counts score evaluations."""
-        from tqdm import tqdm
-
-        total = len(self.frames) * 2 * self.n_probes
-        self.count = tqdm(total=total, desc="budget", unit=" scores", disable=None if shown else True, leave=False)
-        return self.count
-
-    def score(self, positions: Tensor) -> Tensor:
-        if self.count is not None:
-            self.count.update(len(positions))
-        return self.evaluate(positions)[1]
-
-    def batches(self) -> Iterator[slice]:
-        for start in range(0, len(self.frames), self.batch_size):
-            yield slice(start, start + self.batch_size)
-
-    def check_frames(self) -> np.ndarray | None:
-        """Refuse frames without a finite score; the energy in kT0 of each, None for a model without energies."""
-        energies = []
-        for part in self.batches():
-            energy, score = self.evaluate(self.frames[part])
-            good = torch.isfinite(score).flatten(1).all(1)
-            require(bool(good.all()), "positions", "frames with a finite score", "one whose score is not finite")
-            energies.append(energy)
-        return None if energies[0] is None else torch.cat(energies).cpu().numpy()
-
     def divergence(self, difference: Tensor) -> Tensor:
         """1/(4 v) sum_a D_a |difference_a|^2 in nats/ps of [frames, atoms, 3] in 1/nm."""
         return (self.diffusion * difference.square()).sum((1, 2)) / (4 * self.multiplier)
 
     def slopes(self, curvature: float) -> np.ndarray:
         """Equation (2) over dt, nats/ps^2: 1/4 |D^1/2 J D^1/2 z|^2, mean over the probes z."""
-        # D_b^1/2 z relative to the largest D: no coordinate then moves by more than the finite step.
-        largest = self.diffusion.max()
-        weight = (self.diffusion / largest).sqrt()
-        width = (
-            curvature**-0.5
-            if curvature > 0
-            else 1 / max(self.evaluate(self.frames[: self.batch_size])[1].square().mean().sqrt().item(), 1e-3)
-        )
-        step = FINITE_STEP * width
         values = self.frames.new_zeros(len(self.frames))
-        for part in self.batches():
-            x = self.frames[part]
-            for _ in range(self.n_probes):
-                signs = 2 * torch.randint(2, x.shape, generator=self.generator).to(x) - 1
-                move = step * weight * signs
-                product = (self.score(x + move) - self.score(x - move)) / (2 * step)  # J (D/largest)^1/2 z
-                values[part] += largest * (self.diffusion * product.square()).sum((1, 2)) / 4
+        for part, _, product in self.products(curvature):
+            values[part] += (self.diffusion * product.square()).sum((1, 2)) / 4
         return (values / self.n_probes).cpu().numpy()
 
     def model_part(self, true_score: Tensor) -> np.ndarray:
@@ -365,41 +306,7 @@ class _Run:
         return values.cpu().numpy(), None if direct is None else (direct / self.n_probes).cpu().numpy()
 
 
-# ---- their errors ------------------------------------------------------------------------------------
-
-
-def _mean(values: np.ndarray) -> Estimate:
-    return Estimate(float(values.mean()), 0.0)
-
-
-def _gyration(frames: Tensor) -> np.ndarray:
-    """Radius of gyration (equal masses) of each frame, nm."""
-    return (frames - frames.mean(1, keepdim=True)).square().sum(2).mean(1).sqrt().cpu().numpy()
-
-
-def _units(pieces: list[np.ndarray], series: list[np.ndarray]) -> Units:
-    """Frame numbers cut into pieces that count as independent, by the longest correlation time of the series.
-
-    The correlation time of a number is taken from its rank, laid on half a circle so that the code for dihedrals
-    serves: a monotone function of it, in which single outliers have no weight.
-    """
-    cuts = np.cumsum([len(piece) for piece in pieces])
-    longest, resolved = 0.5, True
-    for values in series:
-        if np.ptp(values) <= 1e-9 * np.abs(values).max():
-            continue  # the same at every frame, as in a harmonic well: no error to be correlated
-        rank = np.argsort(np.argsort(values, kind="stable"))
-        angles = np.pi * ((rank + 0.5) / len(values) - 0.5)
-        found = dihedral_autocorrelation(np.split(angles, cuts[:-1]))
-        longest, resolved = max(longest, found.integrated_time), resolved and found.resolved
-    return resampling_units(np.split(np.arange(cuts[-1]), cuts[:-1]), longest, resolved)
-
-
-def _estimate(units: Units, values: np.ndarray) -> Estimate:
-    """Mean over frames, and its standard error from the scatter of the units' sums about it (ratio estimator)."""
-    mean = float(values.mean())
-    sums = np.array([piece.sum() for piece in units.with_values(values - mean).pieces()])
-    return Estimate(mean, float(np.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum()) / len(values)))
+# ---- their means -------------------------------------------------------------------------------------
 
 
 def _assembled(
@@ -412,16 +319,16 @@ def _assembled(
 ) -> ErrorBudget:
     """Means and standard errors of the values; pieces are the frame numbers of each replica."""
     here, errors = values.bridge[values.own], values.model_part
-    units = _units(
-        pieces, [values.slopes, here, *[v for v in (errors, energy) if v is not None], _gyration(run.frames)]
+    units = frame_units(
+        pieces, [values.slopes, here, *[v for v in (errors, energy) if v is not None], gyration(run.frames)]
     )
 
     def estimate(of_frames: np.ndarray | None) -> Estimate | None:
-        return None if of_frames is None else _estimate(units, of_frames)
+        return None if of_frames is None else estimate_mean(units, of_frames)
 
-    slope = _estimate(units, values.slopes)
+    slope = estimate_mean(units, values.slopes)
     curve = [
-        GridPoint(step, slope.times(step), _estimate(units, row))
+        GridPoint(step, slope.times(step), estimate_mean(units, row))
         for step, row in zip(values.time_steps, values.bridge)
         if np.isfinite(row).all()
     ]
