@@ -87,6 +87,15 @@ def _draw_model_part(axes: Axes, budget: ErrorBudget) -> None:
     part = budget.model_part
     if part is None or part.value <= 0:
         return
+    steps = [point.time_step for point in budget.curve]
+    axes.plot(
+        steps,
+        [point.hutchinson.value + part.value for point in budget.curve],
+        color=SERIES[4],
+        linestyle="-.",
+        linewidth=1.2,
+        label="grid part + model part",
+    )
     axes.axhline(part.value, color=SERIES[2], linewidth=1.2, label="model part")
     axes.axhspan(
         max(part.value - part.error, 1e-3 * part.value),
