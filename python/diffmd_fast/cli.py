@@ -6,7 +6,6 @@ itself failed (every replica lost, a loss that became NaN, no memory), 130 after
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import warnings
 from dataclasses import replace
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from .errors import InputError, NonFiniteError, UnavailableError, require
+from .errors import InputError, NonFiniteError, UnavailableError, called, require
 
 
 class _Group(click.Group):
@@ -212,7 +211,7 @@ def report(trajectory, reference, out, topology, reference_topology, atoms, dihe
     from .io import match_atoms, read_snapshots
 
     run = read_snapshots(_one_or_many(trajectory), topology=topology, argument="trajectory")
-    with _called("topology", "reference_topology"):
+    with called("topology", "reference_topology"):
         other = read_snapshots(_one_or_many(reference), topology=reference_topology, argument="reference",
                                atoms="all" if atoms == "matching" else atoms)
     if atoms == "matching":
@@ -283,7 +282,7 @@ def budget(model, frames, topology, forces, exact, time_step, stiffness, diffusi
         run = match_atoms(run, energy.molecule, "frames")
     time_step, diffusion, temperature, noise_level = _settings_of(run, energy, stiffness, time_step, diffusion,
                                                                   temperature, noise_level)
-    with _called("positions", "frames"):
+    with called("positions", "frames"):
         spring = _spring(energy, run.positions, None, time_step, stiffness, diffusion, noise_level)
         result = error_budget(energy, run.positions, spring, temperature=temperature, noise_level=noise_level,
                               forces=true, exact=known, replica=run.replica, time=run.time, progress=not quiet,
@@ -327,20 +326,8 @@ def _load_model(path: str):
     """load_model, whose "path" the command line calls "model"."""
     from .models import load_model
 
-    with _called("path", "model"):
+    with called("path", "model"):
         return load_model(path)
-
-
-@contextlib.contextmanager
-def _called(python_name: str, name: str):
-    """Errors about ``python_name`` become errors about ``name``."""
-    try:
-        yield
-    except InputError as error:
-        argument, _, rest = str(error).partition(":")
-        if argument != python_name:
-            raise
-        raise InputError(f"{name}:{rest}") from error
 
 
 def _require_new(allowed: bool, there: Path | None) -> None:
@@ -419,7 +406,7 @@ def _exact(name):
 
     if name is None:
         return None
-    with _called("path", "exact"):
+    with called("path", "exact"):
         return TraPPEAlkane.butane() if name == "butane" else TraPPEAlkane.from_file(name)
 
 

@@ -7,8 +7,10 @@ prints that line and exits with 2.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -28,6 +30,18 @@ def require(condition: bool, argument: str, expected: str, got: Any) -> None:
     """Raise :class:`InputError` ``"argument: expected ..., got ..."`` unless ``condition`` holds."""
     if not condition:
         raise InputError(f"{argument}: expected {expected}, got {_one_line(got)}")
+
+
+@contextlib.contextmanager
+def called(inner_name: str, name: str) -> Iterator[None]:
+    """Errors about ``inner_name`` become errors about ``name``, which is what the caller knows the argument by."""
+    try:
+        yield
+    except InputError as error:
+        argument, _, rest = str(error).partition(":")
+        if argument != inner_name:
+            raise
+        raise InputError(f"{name}:{rest}") from error
 
 
 def _one_line(value: Any) -> str:

@@ -1,23 +1,19 @@
-"""The error budget as files: a figure of the error over the time step, and the numbers as JSON."""
+"""The error budget as a figure of the error over the time step."""
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import InputError, check_new_folder
-from ..io.sidecar import write_atomically
 from .budget_result import ErrorBudget
 from .figures import REFERENCE, RUN, SERIES, _figure
+from .files import write_result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-FIGURE, NUMBERS = "budget.png", "budget.json"
 
 
 def write_budget(budget: ErrorBudget, out_dir: str | os.PathLike) -> dict[str, Path]:
@@ -25,16 +21,7 @@ def write_budget(budget: ErrorBudget, out_dir: str | os.PathLike) -> dict[str, P
 
     Raises `InputError` for a place that cannot be written to.
     """
-    folder = check_new_folder(out_dir, "out_dir")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"out_dir: expected a place where a folder can be made, got {folder} ({error.strerror})"
-        ) from None
-    draw_budget(budget, folder / FIGURE)
-    write_atomically(folder / NUMBERS, json.dumps(budget.as_dict(), indent=1, allow_nan=False) + "\n")
-    return {"figure": folder / FIGURE, "numbers": folder / NUMBERS}
+    return write_result(out_dir, "budget", lambda path: draw_budget(budget, path), budget.as_dict())
 
 
 def draw_budget(budget: ErrorBudget, path: str | os.PathLike) -> None:
@@ -64,11 +51,11 @@ def _draw_grid_part(axes: Axes, budget: ErrorBudget) -> None:
     if not (line > 0).all() or not (points > 0).all():
         return  # a score that is the same everywhere: nothing to show on a logarithmic axis
     axes.plot(steps, line, color=REFERENCE, label="grid part, leading order (Hutchinson)")
-    axes.errorbar(steps, line, _bars(line, line_error), fmt="none", ecolor=REFERENCE, capsize=5, elinewidth=1.2)
+    axes.errorbar(steps, line, error_bars(line, line_error), fmt="none", ecolor=REFERENCE, capsize=5, elinewidth=1.2)
     axes.errorbar(
         steps,
         points,
-        _bars(points, point_error),
+        error_bars(points, point_error),
         fmt="o",
         color=RUN,
         markersize=5,
@@ -78,7 +65,7 @@ def _draw_grid_part(axes: Axes, budget: ErrorBudget) -> None:
     )
 
 
-def _bars(values: np.ndarray, errors: np.ndarray) -> np.ndarray:
+def error_bars(values: np.ndarray, errors: np.ndarray) -> np.ndarray:
     """Lengths of the bars below and above; the lower end stays above zero, which a logarithmic axis lacks."""
     return np.stack([np.minimum(errors, 0.99 * values), errors])
 

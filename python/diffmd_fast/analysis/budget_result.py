@@ -223,25 +223,25 @@ class ErrorBudget:
             "noise_level_nm": self.noise_level,
             "curvature_per_nm2": self.curvature,
             "stability_limit_ps": self.stability_limit if math.isfinite(self.stability_limit) else None,
-            "slope_nats_per_ps2": _plain(self.slope),
-            "grid_hutchinson_nats_per_ps": _plain(self.grid_hutchinson),
-            "grid_bridge_nats_per_ps": _plain(self.grid_bridge),
-            "model_part_nats_per_ps": _plain(self.model_part),
-            "total_nats_per_ps": _plain(self.total),
-            "total_direct_nats_per_ps": _plain(self.total_direct),
+            "slope_nats_per_ps2": plain(self.slope),
+            "grid_hutchinson_nats_per_ps": plain(self.grid_hutchinson),
+            "grid_bridge_nats_per_ps": plain(self.grid_bridge),
+            "model_part_nats_per_ps": plain(self.model_part),
+            "total_nats_per_ps": plain(self.total),
+            "total_direct_nats_per_ps": plain(self.total_direct),
             "dominant": self.dominant,
             "length_ps": self.length,
-            "divergence_nats": None if self.length is None else _plain(self.divergence()),
+            "divergence_nats": None if self.length is None else plain(self.divergence()),
             "total_variation_bound": None if self.length is None else self.total_variation(),
             "wanted_nats_per_ps": self.wanted,
-            "wanted_time_step_ps": _plain(step),
+            "wanted_time_step_ps": plain(step),
             "wanted_stiffness_per_nm2": None if spring is None else spring.stiffness,
             "advice": self.advice,
             "curve": [
                 {
                     "time_step_ps": p.time_step,
-                    "hutchinson_nats_per_ps": _plain(p.hutchinson),
-                    "bridge_nats_per_ps": _plain(p.bridge),
+                    "hutchinson_nats_per_ps": plain(p.hutchinson),
+                    "bridge_nats_per_ps": plain(p.bridge),
                 }
                 for p in self.curve
             ],
@@ -253,7 +253,7 @@ class ErrorBudget:
         }
 
 
-def _plain(estimate: Estimate | None) -> dict[str, float] | None:
+def plain(estimate: Estimate | None) -> dict[str, float] | None:
     if estimate is None or not math.isfinite(estimate.value):
         return None
     return {"value": estimate.value, "error": estimate.error}
