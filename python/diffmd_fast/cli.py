@@ -1,4 +1,4 @@
-"""The command line: diffmd-fast train | sample | report | budget | info.
+"""The command line: diffmd-fast train | recommend | sample | report | budget | info.
 
 Exit code 0 on success, 2 on bad input with one line on stderr that begins with the argument's name, 1 when a run
 itself failed (every replica lost, a loss that became NaN, no memory), 130 after Ctrl-C.  No traceback unless --debug.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import sys
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import click
 
+from .cli_accuracy import budget, recommend
+from .cli_common import QUIET, TOPOLOGY, _load_model, _one_or_many, _say, _spring
 from .errors import InputError, NonFiniteError, UnavailableError, called, require
 
 
@@ -57,8 +58,6 @@ _OPTIONS = {"n_steps": "steps", "n_replicas": "replicas", "n_features": "feature
 
 ATOMS = click.option("--atoms", default="all", show_default=True, metavar="WHICH",
                      help="heavy, all, or an MDTraj selection such as 'backbone'.")
-TOPOLOGY = click.option("--topology", metavar="PDB", help="Names and bonds, where the snapshots' format has none.")
-QUIET = click.option("--quiet", is_flag=True, help="No progress bar.")
 
 
 @cli.command()
@@ -112,6 +111,9 @@ def train(snapshots, topology, atoms, temperature, out, steps, minutes, batch_si
     last = model.training_record["history"][-1]
     _say(f"best held-out loss {last['held_out_loss']:.4f} at step {last['step']}; model in {out}, "
          f"loss figure in {Path(out).with_suffix('.loss.png')}")
+
+
+cli.add_command(recommend)  # in the order of use
 
 
 @cli.command()
@@ -228,71 +230,7 @@ def report(trajectory, reference, out, topology, reference_topology, atoms, dihe
     _say(f"report in {Path(out) / 'report.html'}")
 
 
-@cli.command()
-@click.argument("model")
-@click.option("--frames", required=True, multiple=True, metavar="FRAMES",
-              help="Frames of the run in question, or of its equilibrium; repeat for several files.")
-@TOPOLOGY
-@click.option("--forces", metavar="NPZ", help="True forces at the frames: array forces [frames, atoms, 3], kJ/mol/nm.")
-@click.option("--exact", metavar="JSON", help="Instead of them: TraPPE alkane parameters, or the word butane.")
-@click.option("--time-step", type=float, metavar="PS",
-              help="Time step; default: that of the run that wrote FRAMES, else as in sample.")
-@click.option("--stiffness", type=float, metavar="1/NM2", help="Spring stiffness k = 1/(2 D dt), instead of it.")
-@click.option("--diffusion", type=float, metavar="NM2/PS",
-              help="Diffusion coefficient of every atom; default: that of the run, else 0.002.")
-@click.option("--temperature", type=float, metavar="K", help="Temperature of the run; default: the frames', else T0.")
-@click.option("--noise-level", type=float, metavar="NM",
-              help="Noise level; default: that of the run, else the smallest.")
-@click.option("--length", type=float, metavar="PS", help="Length of the run, for its total error.")
-@click.option("--wanted", type=float, metavar="NATS",
-              help="KL divergence to be met, over --length or else per ps: gives the time step for it.")
-@click.option("--probes", type=int, default=4, show_default=True, help="Probes at each frame.")
-@click.option("--max-frames", type=int, default=2000, show_default=True, help="Frames used, evenly spread.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the probes.")
-@click.option("--out", metavar="DIR", help="Folder for budget.json and budget.png.")
-@QUIET
-def budget(model, frames, topology, forces, exact, time_step, stiffness, diffusion, temperature, noise_level, length,
-           wanted, probes, max_frames, seed, out, quiet):
-    """Error of a run's paths: how much of it is the time step's, how much the MODEL's, and which step is enough.
-
-    \b
-    Example:
-      diffmd-fast budget model.safetensors --frames traj.xtc --time-step 0.0005 --length 1 --wanted 2 --out budget
-    """
-    from .analysis import error_budget
-    from .analysis.budget_figure import write_budget
-    from .analysis.error_budget import Settings
-    from .errors import check_new_folder
-    from .io import match_atoms, read_forces, read_snapshots
-
-    options = dict(length=length, wanted=wanted, n_probes=probes, max_frames=max_frames, seed=seed)
-    Settings(temperature=temperature, **options)
-    require(time_step is None or stiffness is None, "time_step", "either --time-step or --stiffness", "both")
-    require(forces is None or exact is None, "forces", "either --forces or --exact", "both")
-    if out is not None:
-        check_new_folder(out, "out")
-    energy, known = _load_model(model), _exact(exact)
-    run = read_snapshots(_one_or_many(frames), topology=topology, argument="frames")
-    true = read_forces(forces, run.positions.shape) if forces else None
-    if energy.molecule is not None:
-        if true is not None:
-            if run.n_atoms > energy.n_atoms:
-                _say("forces on a part of the atoms scatter about the mean force: the model part is an upper bound")
-            true = match_atoms(replace(run, positions=true, valid_positions=None), energy.molecule, "frames").positions
-        run = match_atoms(run, energy.molecule, "frames")
-    time_step, diffusion, temperature, noise_level = _settings_of(run, energy, stiffness, time_step, diffusion,
-                                                                  temperature, noise_level)
-    with called("positions", "frames"):
-        spring = _spring(energy, run.positions, None, time_step, stiffness, diffusion, noise_level)
-        result = error_budget(energy, run.positions, spring, temperature=temperature, noise_level=noise_level,
-                              forces=true, exact=known, replica=run.replica, time=run.time, progress=not quiet,
-                              **options)
-    _say(result.summary)
-    for line in (result.advice, "" if result.reliable else f"the errors are not to be trusted: {result.reason}"):
-        if line:
-            _say(line)
-    if out is not None:
-        _say(f"figure in {write_budget(result, out)['figure']}")
+cli.add_command(budget)
 
 
 @cli.command()
@@ -309,25 +247,8 @@ def info(as_json: bool):
         show_config()
 
 
-def _say(line: str) -> None:
-    """What the user is told goes to stdout; stderr holds the progress bar and the one line of an error."""
-    click.echo(line)
-
-
 def _complain(line: str) -> None:
     click.echo(line, err=True)
-
-
-def _one_or_many(paths):
-    return paths[0] if len(paths) == 1 else list(paths)
-
-
-def _load_model(path: str):
-    """load_model, whose "path" the command line calls "model"."""
-    from .models import load_model
-
-    with called("path", "model"):
-        return load_model(path)
 
 
 def _require_new(allowed: bool, there: Path | None) -> None:
@@ -374,40 +295,6 @@ def _start(energy, init, from_noise, topology, replicas, seed, batch_size, quiet
     order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))
     chosen = positions[order[torch.arange(replicas) % len(order)]]
     return chosen - chosen.mean(1, keepdim=True)
-
-
-def _spring(energy, start, out, time_step, stiffness, diffusion, noise_level):
-    """From what was given, else from the run that is resumed, else from the energy's largest curvature."""
-    from .sampling import Spring, choose_spring, stored_spring
-
-    if time_step is not None:
-        return Spring.from_time_step(time_step, diffusion)
-    if stiffness is not None:
-        return Spring.from_stiffness(stiffness, diffusion)
-    if start is None:
-        return Spring.from_time_step(stored_spring(out).time_step, diffusion)
-    return choose_spring(energy, start, diffusion, noise_level=noise_level)
-
-
-def _settings_of(frames, energy, stiffness, time_step, diffusion, temperature, noise_level) -> tuple:
-    """What was not given as the run that wrote the frames had it, where they are a run of ours."""
-    run = (frames.metadata or {}).get("run") or {}
-    if time_step is None and stiffness is None:
-        time_step = run.get("time_step")
-    if noise_level is None and run.get("noise_level") != energy.noise_level:
-        noise_level = run.get("noise_level")
-    return (time_step, run.get("diffusion", 0.002) if diffusion is None else diffusion,
-            frames.temperature if temperature is None else temperature, noise_level)
-
-
-def _exact(name):
-    """The exact energy of --exact: a parameter file, or butane's inside the package."""
-    from .models import TraPPEAlkane
-
-    if name is None:
-        return None
-    with called("path", "exact"):
-        return TraPPEAlkane.butane() if name == "butane" else TraPPEAlkane.from_file(name)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,4 +1,5 @@
-"""Does a run sample the right thing: dihedrals, autocorrelation, free energy, divergence, error budget, report."""
+"""Does a run sample the right thing: dihedrals, autocorrelation, free energy, divergence, error budget, report; and how
+to run a model: noise level and time step."""
 
 from .autocorrelation import DihedralAutocorrelation, circular_autocorrelation, dihedral_autocorrelation
 from .budget_result import ErrorBudget, Estimate
@@ -13,6 +14,8 @@ from .free_energy import (
     torsion_basin,
 )
 from .geometry import bond_lengths, dihedral_angles, distances
+from .recommend import ScanInterrupted, recommend
+from .recommend_result import NoisePoint, Recommendation, StepPoint
 from .replicas import Replicas, find_replicas
 from .report import report
 
@@ -21,7 +24,11 @@ __all__ = [
     "DihedralAutocorrelation",
     "ErrorBudget",
     "Estimate",
+    "NoisePoint",
+    "Recommendation",
     "Replicas",
+    "ScanInterrupted",
+    "StepPoint",
     "SamplingFloor",
     "Units",
     "basin_populations",
@@ -37,6 +44,7 @@ __all__ = [
     "jensen_shannon",
     "periodic_histogram",
     "ramachandran_basin",
+    "recommend",
     "report",
     "resampling_units",
     "sampling_floor",

@@ -309,7 +309,7 @@ class _Scan:
         start = self.all_frames[order[torch.arange(n_replicas) % len(order)]]
         start = start - start.mean(1, keepdim=True)
         with called("initial_positions", "snapshots"), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "replica .* lost")  # they are counted
+            warnings.filterwarnings("ignore", ".*replica.* lost")  # they are counted
             trajectory = sampler.run(
                 start,
                 n_steps,

@@ -35,7 +35,7 @@ def draw_recommendation(result: Recommendation, path: str | os.PathLike) -> None
     """
     scanned = result.noise_level is not None
     with _figure(Path(path), 10.0 if scanned else 5.4, 6.8) as figure:
-        axes = figure.subplots(2, 2 if scanned else 1, squeeze=False)
+        axes = figure.subplots(2, 2 if scanned else 1, squeeze=False, sharex="col")
         if scanned:
             _draw_score_error(axes[0, 0], result)
             _draw_noise_inflation(axes[1, 0], result)
@@ -141,7 +141,6 @@ def _draw_step_inflation(axes: Axes, result: Recommendation) -> None:
 def _draw_grid_part(axes: Axes, result: Recommendation) -> None:
     axes.set(xscale="log", yscale="log", xlabel="time step (ps)", ylabel="path KL divergence (nats/ps)")
     _measured(axes, result, "grid", 1, "o-", REFERENCE, "grid part of the path error")
-    axes.set_xlim(result.steps and axes.figure.axes[-2].get_xlim() or None)
 
 
 def _measured(axes: Axes, result: Recommendation, name: str, factor: float, style: str, color: str, label: str) -> None:
