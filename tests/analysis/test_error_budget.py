@@ -16,20 +16,15 @@ import torch
 from diffmd_fast import InputError, Spring, cli, sampling, use_backend
 from diffmd_fast.analysis import error_budget
 from diffmd_fast.analysis.budget_result import Estimate, total_variation, wanted_time_step
-from diffmd_fast.io import Molecule
-from diffmd_fast.models import DoubleWell, Harmonic, TraPPEAlkane, save_model
+from diffmd_fast.models import DoubleWell, Harmonic, TraPPEAlkane
 from diffmd_fast.models.energy import Energy
 from diffmd_fast.sampling.spring import MOLAR_GAS_CONSTANT
-from diffmd_fast.training.preparation import measure_support, prepare_model
+
+from .butane import small_model
 
 LIMIT = 4.5
 GENERATOR = 20251117
-BUTANE = dict(bonds=np.array([(0, 1), (1, 2), (2, 3)]), bead_types=np.array(["CH3", "CH2", "CH2", "CH3"]))
 ALL = dict(max_frames=20_000, time_steps=[])  # every frame, at the time step of the run only
-
-
-def butane_molecule():
-    return Molecule.from_npz_arrays(BUTANE, 4)
 
 
 def normals(*shape, seed=GENERATOR):
@@ -200,10 +195,7 @@ def test_float64_copy_of_a_network():
     """The estimate for a SchNet in float32 against its full Jacobian, by autograd of the reference in float64."""
     butane, spring = TraPPEAlkane.butane(), Spring.from_time_step(1e-4, (0.004, 0.002, 0.002, 0.004))
     frames = butane.sample(6, seed=3).float()
-    torch.manual_seed(0)
-    model = prepare_model(
-        frames, butane_molecule(), 300.0, n_features=16, n_blocks=2, cutoff=1.0, noise_levels=(0.002, 0.5)
-    )
+    model = small_model(frames, n_blocks=2)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
@@ -326,24 +318,6 @@ def test_bad_arguments(argument, change):
 
 
 # ---- the command line --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Butane frames, their true forces, and a small model that was not trained."""
-    path, butane = tmp_path_factory.mktemp("budget"), TraPPEAlkane.butane()
-    positions = butane.sample(120, seed=2).float()
-    torch.manual_seed(0)
-    model = prepare_model(
-        positions, butane_molecule(), 300.0, n_features=16, n_blocks=1, cutoff=1.0, noise_levels=(0.002, 0.5)
-    )
-    model.support = measure_support(model, positions)
-    save_model(path / "model.safetensors", model)
-    np.savez(path / "frames.npz", positions=positions.numpy(), temperature=300.0, **BUTANE)
-    np.savez(path / "forces.npz", forces=(butane.score(positions) * butane.kilojoules).numpy())
-    np.savez(path / "few.npz", forces=np.zeros((3, 4, 3)))
-    np.savez(path / "none.npz", force=np.zeros((120, 4, 3)))
-    return path
 
 
 def call(capsys, *arguments, code=0):

@@ -50,6 +50,7 @@ STEP_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # default time steps, in the one
 RUN_STEPS = 2000  # of that step, in the default length of the runs
 RUN_FRAMES = 50  # saved in each run; the first quarter is left out
 RUN_PROBES = 2
+SHORTEST = 4  # steps of a run
 
 
 class ScanInterrupted(KeyboardInterrupt):
@@ -85,6 +86,14 @@ class Settings:
         for name, unit in (("length", "ps"), ("limit", ""), ("noise_limit", "")):
             if getattr(self, name) is not None:
                 check_number(getattr(self, name), name, above=0, unit=unit)
+        if self.length is not None and self.time_steps:
+            shortest = SHORTEST * max(self.time_steps)
+            require(
+                self.length >= shortest,
+                "length",
+                f"at least {SHORTEST} of the largest time step, {shortest:g} ps",
+                f"{self.length:g} ps",
+            )
         check_integer(self.n_replicas, "n_replicas", minimum=2, maximum=2**24)
         check_integer(self.n_probes, "n_probes", minimum=1)
         check_integer(self.max_frames, "max_frames", minimum=2)
@@ -255,17 +264,13 @@ class _Scan:
             "none",
         )
         at_limit = 2 * limit / (1 + limit) / fastest if fastest > 0 else max(given)  # 1/(1 - a/2) - 1 = limit
-        if given is None:
-            steps = [factor * at_limit for factor in STEP_FACTORS if factor * at_limit * fastest < LIMIT]
-        else:
+        if given is not None:
             steps = sorted({float(step) for step in given})
-        length = float(length) if length is not None else RUN_STEPS * at_limit
-        require(
-            length >= 4 * steps[-1],
-            "length",
-            f"at least 4 of the largest time step, {4 * steps[-1]:.3g} ps",
-            f"{length:.3g} ps",
-        )
+            return steps, float(length or max(RUN_STEPS * at_limit, SHORTEST * steps[-1]))
+        length = float(length or RUN_STEPS * at_limit)
+        steps = [factor * at_limit for factor in STEP_FACTORS if factor * at_limit * fastest < LIMIT]
+        steps = [step for step in steps if SHORTEST * step <= length]
+        require(len(steps) > 0, "length", f"at least {SHORTEST * STEP_FACTORS[0] * at_limit:.3g} ps", f"{length:g} ps")
         return steps, length
 
     def grid(self, level: float | None, steps: list[float]) -> dict[float, Estimate]:
@@ -289,7 +294,7 @@ class _Scan:
         """A `StepPoint` for every time step, the largest (and cheapest) first."""
         from tqdm import tqdm
 
-        counts = {step: max(4, round(length / step)) for step in reversed(steps)}
+        counts = {step: max(SHORTEST, round(length / step)) for step in reversed(steps)}
         with tqdm(
             total=sum(counts.values()),
             desc="time steps",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..sampling.stability import LIMIT
 from .budget_figure import error_bars
 from .budget_result import Estimate
 from .figures import REFERENCE, RUN, SERIES, _figure
@@ -68,7 +69,6 @@ def _draw_score_error(axes: Axes, result: Recommendation) -> None:
     )
     axes.set(
         xscale="log",
-        xlabel="noise level σ (nm)",
         ylabel="score error above the best (nats/ps)",
         title=f"Noise level: {result.n_frames:,} held-out frames",
     )
@@ -97,17 +97,26 @@ def _plain_ticks(axes: Axes, levels: list[float]) -> None:
     axes.set_xticks([], minor=True)
 
 
+def _step_axis(axes: Axes) -> None:
+    """1, 2 and 5 of every decade named: a scan rarely covers more than two."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def _draw_step_inflation(axes: Axes, result: Recommendation) -> None:
     axes.set(
-        xscale="log",
         yscale="log",
-        xlabel="time step (ps)",
         ylabel="widening of a variance (%)",
         title=f"Time step: {result.steps[0].n_replicas} runs of {result.length:.3g} ps each"
         if result.steps
         else "Time step: no run was finished",
     )
-    points = [s for s in result.steps if s.number < 2]
+    _step_axis(axes)
+    points = [s for s in result.steps if s.number < LIMIT]
     if points and points[0].number > 0:
         number = np.geomspace(points[0].number, points[-1].number)
         axes.plot(
@@ -139,7 +148,8 @@ def _draw_step_inflation(axes: Axes, result: Recommendation) -> None:
 
 
 def _draw_grid_part(axes: Axes, result: Recommendation) -> None:
-    axes.set(xscale="log", yscale="log", xlabel="time step (ps)", ylabel="path KL divergence (nats/ps)")
+    axes.set(yscale="log", xlabel="time step (ps)", ylabel="path KL divergence (nats/ps)")
+    _step_axis(axes)
     _measured(axes, result, "grid", 1, "o-", REFERENCE, "grid part of the path error")
 
 
