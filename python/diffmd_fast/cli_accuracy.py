@@ -58,7 +58,7 @@ def recommend(model, snapshots, topology, diffusion, noise_levels, time_steps, l
         result = recommend(energy, frames, progress=not quiet, **options)
     except ScanInterrupted as stopped:
         if stopped.recommendation.steps:
-            _say(f"stopped after {len(stopped.recommendation.steps)} time steps; what they say:")
+            _say(f"{stopped}; what was found:")
             _tell(stopped.recommendation, out)
         raise
     _tell(result, out)

@@ -277,6 +277,41 @@ def test_command_line(folder, tmp_path, capsys):
     assert matplotlib.image.imread(tmp_path / "out" / "recommend.png").shape[1] == 1500
 
 
+def test_ctrl_c_on_the_command_line(folder, tmp_path, capsys, monkeypatch):
+    run, calls = Sampler.run, []
+
+    def stopped(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(Sampler, "run", stopped)
+    with pytest.raises(SystemExit) as end:
+        cli.main(
+            [
+                "recommend",
+                str(folder / "model.safetensors"),
+                "--snapshots",
+                str(folder / "frames.npz"),
+                "--quiet",
+                "--replicas",
+                "4",
+                "--length",
+                "0.01",
+                "--probes",
+                "1",
+                "--noise-levels",
+                "0.002",
+                "--out",
+                str(tmp_path),
+            ]
+        )
+    assert end.value.code == 130 and "stopped after 1 time step" in capsys.readouterr().out
+    result = json.loads((tmp_path / "recommend.json").read_text())
+    assert not result["complete"] and len(result["time_steps"]) == 1
+
+
 def test_command_line_refuses(folder, tmp_path, capsys):
     model, frames = folder / "model.safetensors", folder / "frames.npz"
     right = [model, "--snapshots", frames]

@@ -57,7 +57,8 @@ class ScanInterrupted(KeyboardInterrupt):
     """Ctrl-C: ``recommendation`` is that of the time steps that were run."""
 
     def __init__(self, recommendation: Recommendation):
-        super().__init__(f"stopped after {len(recommendation.steps)} time steps")
+        n = len(recommendation.steps)
+        super().__init__(f"stopped after {n} time step{'' if n == 1 else 's'}")
         self.recommendation = recommendation
 
 

@@ -17,6 +17,7 @@ from .recommend_result import Recommendation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 CHOSEN, BOUND = SERIES[3], "#777777"
 
@@ -48,7 +49,7 @@ def draw_recommendation(result: Recommendation, path: str | os.PathLike) -> None
             for panel in axes[:, column]:
                 if value is not None:
                     panel.axvline(value, color=CHOSEN, linewidth=1.4, label="recommended", zorder=0)
-                panel.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none")
+                panel.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
 
 
 def _chosen_step(result: Recommendation) -> float | None:
@@ -87,7 +88,7 @@ def _draw_noise_inflation(axes: Axes, result: Recommendation) -> None:
             markersize=5,
             label="2σ² over the stiffest bond's variance",
         )
-        axes.set_yscale("log")
+        _plain_log(axes.yaxis)
         _limit(axes, result.noise_limit)
     _plain_ticks(axes, levels)
 
@@ -97,25 +98,25 @@ def _plain_ticks(axes: Axes, levels: list[float]) -> None:
     axes.set_xticks([], minor=True)
 
 
-def _step_axis(axes: Axes) -> None:
-    """1, 2 and 5 of every decade named: a scan rarely covers more than two."""
+def _plain_log(axis: Axis) -> None:
+    """A logarithmic axis with 1, 2 and 5 of every decade named: a scan rarely covers more than two decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_step_inflation(axes: Axes, result: Recommendation) -> None:
     axes.set(
-        yscale="log",
         ylabel="widening of a variance (%)",
         title=f"Time step: {result.steps[0].n_replicas} runs of {result.length:.3g} ps each"
         if result.steps
         else "Time step: no run was finished",
     )
-    _step_axis(axes)
+    _plain_log(axes.xaxis)
+    _plain_log(axes.yaxis)
     points = [s for s in result.steps if s.number < LIMIT]
     if points and points[0].number > 0:
         number = np.geomspace(points[0].number, points[-1].number)
@@ -132,6 +133,8 @@ def _draw_step_inflation(axes: Axes, result: Recommendation) -> None:
             100 * result.noise_bonds, color=SERIES[2], linestyle=":", linewidth=1.2, label="bonds, noise level alone"
         )
     _limit(axes, result.limit)
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom / (top / bottom) ** 0.5, top * (top / bottom) ** 0.1)  # room for the legend and the crosses
     for step in result.steps:
         if step.lost:
             axes.plot(step.time_step, 0.97, "x", color=RUN, transform=axes.get_xaxis_transform(), markersize=7)
@@ -148,8 +151,9 @@ def _draw_step_inflation(axes: Axes, result: Recommendation) -> None:
 
 
 def _draw_grid_part(axes: Axes, result: Recommendation) -> None:
-    axes.set(yscale="log", xlabel="time step (ps)", ylabel="path KL divergence (nats/ps)")
-    _step_axis(axes)
+    axes.set(xlabel="time step (ps)", ylabel="path KL divergence (nats/ps)")
+    _plain_log(axes.xaxis)
+    _plain_log(axes.yaxis)
     _measured(axes, result, "grid", 1, "o-", REFERENCE, "grid part of the path error")
 
 
