@@ -133,7 +133,7 @@ def test_a_perfect_model_has_no_model_part():
     well = Harmonic(1, stiffness=100.0)
     budget = error_budget(well, frames, Spring.from_time_step(1e-4, 1.0), exact=well, time_steps=[])
     assert budget.model_part == Estimate(0.0, 0.0)
-    assert budget.total_direct.value == pytest.approx(budget.grid_bridge.value, rel=1e-12)
+    assert budget.total_direct.value == pytest.approx(budget.grid_bridge.value, rel=0.02)  # other signs of noise
 
 
 def double_well_frames(well, n_frames=4000):
@@ -169,21 +169,22 @@ def test_double_well():
 
 
 def test_time_step_for_a_wanted_error():
-    """There and back: at the step it names the leading order is the wanted error, and the bridge is measured there."""
+    """There and back: at the step it names, the wanted error is measured, cross term included."""
     well, d = DoubleWell(), 0.3
     frames, _ = double_well_frames(well, 1000)
     spring = Spring.from_time_step(1e-5, d)
-    shifted = Harmonic(1, stiffness=1.0)
-    budget = error_budget(well, frames, spring, exact=shifted, length=4.0, wanted=1.0)
+    steeper = DoubleWell(barrier=5.0)
+    budget = error_budget(well, frames, spring, exact=steeper, length=4.0, wanted=1.0)
     assert budget.time_step_for(0.25) is None and budget.spring_for(0.25) is None and budget.wanted == 0.25
     assert "no time step meets it" in budget.advice and budget.dominant == "model"
-    wanted = 1.2 * budget.model_part.value
+    wanted = 1.5 * budget.model_part.value
     found = budget.spring_for(wanted)
-    again = error_budget(well, frames, found, exact=shifted, wanted=wanted)
-    assert again.grid_hutchinson.value + again.model_part.value == pytest.approx(wanted, rel=1e-9)
-    assert again.time_step_for(wanted).value == pytest.approx(found.time_step, rel=1e-9)
-    assert again.spring_for(wanted).stiffness == pytest.approx(1 / (2 * d * found.time_step))
-    assert again.dominant == "model" and f"{found}" in again.advice
+    again = error_budget(well, frames, found, exact=steeper, wanted=wanted)
+    assert abs(again.total_direct.value - wanted) < LIMIT * again.total_direct.error + 0.02 * wanted
+    assert again.time_step_for(wanted).value == pytest.approx(found.time_step, rel=0.1)
+    assert again.spring_for(wanted).stiffness == pytest.approx(1 / (2 * d * again.time_step_for(wanted).value))
+    assert found.time_step < again.stability_limit and again.growth.value > 1.1 * again.slope.value
+    assert again.dominant == "model" and f"{again.spring_for(wanted)}" in again.advice
     unknown = error_budget(well, frames, spring, wanted=0.5)
     assert unknown.time_step_for(0.5).value == pytest.approx(0.5 / unknown.slope.value)
     (point,) = [p for p in unknown.curve if p.time_step == pytest.approx(unknown.time_step_for(0.5).value)]

@@ -20,6 +20,7 @@ from diffmd_fast.io import Molecule, Snapshots
 from diffmd_fast.models import Harmonic
 from diffmd_fast.models.energy import Energy
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # of numpy, also inside matplotlib
 LIMIT = 4.5
 STIFFNESS, LENGTH, DIFFUSION = 1e5, 0.15, 0.003
 LEVELS = (0.001, 0.002, 0.004)

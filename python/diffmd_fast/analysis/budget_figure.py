@@ -74,14 +74,14 @@ def _draw_model_part(axes: Axes, budget: ErrorBudget) -> None:
     part = budget.model_part
     if part is None or part.value <= 0:
         return
-    steps = [point.time_step for point in budget.curve]
+    known = [point.total is not None for point in budget.curve]
     axes.plot(
-        steps,
-        [point.hutchinson.value + part.value for point in budget.curve],
+        [point.time_step for point in budget.curve],
+        [p.total.value if p.total else p.hutchinson.value + part.value for p in budget.curve],
         color=SERIES[4],
         linestyle="-.",
         linewidth=1.2,
-        label="grid part + model part",
+        label="total, measured in one" if all(known) else "grid part + model part",
     )
     axes.axhline(part.value, color=SERIES[2], linewidth=1.2, label="model part")
     axes.axhspan(

@@ -31,11 +31,13 @@ class GridPoint:
     """The grid part at one time step.
 
     time_step: ps.  hutchinson: leading order in the time step, nats/ps.  bridge: without expansion, nats/ps.
+    total: grid and model part measured in one, nats/ps; None where the true forces are not a function.
     """
 
     time_step: float
     hutchinson: Estimate
     bridge: Estimate
+    total: Estimate | None = None
 
 
 def total_variation(divergence: float) -> float:
@@ -72,6 +74,8 @@ class ErrorBudget:
     noise_level: sigma at which the score was taken, nm; None for a model that has none.
     curvature: L, largest eigenvalue of the energy's Hessian over 16 of the frames, 1/nm^2.
     slope: KL per ps and ps of time step at leading order, nats/ps^2 (Hutchinson).
+    growth: the same of the whole error, cross term included, (total_direct - model_part)/time_step, nats/ps^2; None
+        where there is no total_direct.
     grid_hutchinson: slope times the time step, nats/ps.
     grid_bridge: the grid part without expansion in the time step, nats/ps.
     model_part: nats/ps; None where no true forces were given.
@@ -92,6 +96,7 @@ class ErrorBudget:
     noise_level: float | None
     curvature: float
     slope: Estimate
+    growth: Estimate | None
     grid_hutchinson: Estimate
     grid_bridge: Estimate
     model_part: Estimate | None
@@ -139,7 +144,8 @@ class ErrorBudget:
 
     def time_step_for(self, wanted: float) -> Estimate | None:
         """The time step in ps for an error of ``wanted`` nats/ps; None where the model part alone exceeds it."""
-        return wanted_time_step(self.slope, self.model_part, wanted)
+        growing = self.growth is not None and self.growth.value > 0
+        return wanted_time_step(self.growth if growing else self.slope, self.model_part, wanted)
 
     def spring_for(self, wanted: float) -> Spring | None:
         """The same as a spring, with its stiffness; None where no step, or every step, meets it."""
@@ -181,6 +187,7 @@ class ErrorBudget:
         point = next((p for p in self.curve if math.isclose(p.time_step, step.value)), None)
         if point is not None:
             text += f"; there the grid part without expansion is {point.bridge} nats/ps"
+            text += "" if point.total is None else f", the total in one {point.total}"
         if step.value >= self.stability_limit:
             text += f"; that is beyond the stability limit of {self.stability_limit:.4g} ps, which sets the step"
         if self.model_part is None:
@@ -224,6 +231,7 @@ class ErrorBudget:
             "curvature_per_nm2": self.curvature,
             "stability_limit_ps": self.stability_limit if math.isfinite(self.stability_limit) else None,
             "slope_nats_per_ps2": plain(self.slope),
+            "growth_nats_per_ps2": plain(self.growth),
             "grid_hutchinson_nats_per_ps": plain(self.grid_hutchinson),
             "grid_bridge_nats_per_ps": plain(self.grid_bridge),
             "model_part_nats_per_ps": plain(self.model_part),
@@ -242,6 +250,7 @@ class ErrorBudget:
                     "time_step_ps": p.time_step,
                     "hutchinson_nats_per_ps": plain(p.hutchinson),
                     "bridge_nats_per_ps": plain(p.bridge),
+                    "total_nats_per_ps": plain(p.total),
                 }
                 for p in self.curve
             ],

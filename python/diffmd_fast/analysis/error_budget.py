@@ -28,7 +28,8 @@ the mean force, which is what the score should be: their scatter is then counted
 upper bound.
 
 **Cross term.**  Grid and model part add up to (1) but for a term of at most 2 sqrt(grid part times model part), whose
-leading order is that of the grid part times the relative error of J.  ``total_direct`` contains it.
+leading order is that of the grid part times the relative error of J.  ``total_direct`` contains it, and so does the
+step for a wanted error where the true score is a function.
 
 **Frames** should be of the run in question, at its temperature.  Snapshots of the equilibrium at that temperature
 give the same at leading order.
@@ -176,7 +177,7 @@ class Settings:
         check_integer(self.n_probes, "n_probes", minimum=1)
         check_integer(self.max_frames, "max_frames", minimum=2)
         check_integer(self.batch_size, "batch_size", minimum=1)
-        check_integer(self.seed, "seed", minimum=0, maximum=2**63 - 1)
+        check_integer(self.seed, "seed", minimum=0, maximum=2**63 - 2)
 
     @property
     def rate(self) -> float | None:
@@ -222,16 +223,18 @@ def _curve(spring: Spring, curvature: float, steps: list[float] | None, guess: E
 
 
 class _Values(NamedTuple):
-    """curvature in 1/nm^2; slopes [frames] in nats/ps^2, model part, grid part by the bridge [time steps, frames] and
-    whole error [frames] in nats/ps; the time steps in ps, and which of them is the run's."""
+    """curvature in 1/nm^2; slopes and growth [frames] in nats/ps^2; model part, grid part by the bridge and whole error
+    [frames] in nats/ps; time steps of the curve in ps, and the last two at each of them [time steps, frames]."""
 
     curvature: float
     slopes: np.ndarray
+    growth: np.ndarray | None
     model_part: np.ndarray | None
-    time_steps: list[float]
-    own: int
     bridge: np.ndarray
-    direct: np.ndarray | None
+    whole: np.ndarray | None
+    time_steps: list[float]
+    curve: np.ndarray
+    curve_whole: np.ndarray | None
 
 
 class _Run(Probes):
@@ -243,28 +246,34 @@ class _Run(Probes):
 
     def values(self, curvature: float, truth: Any, progress: bool) -> _Values:
         """Everything that is measured; ``truth`` as `_check_truth` gives it, at these frames."""
-        rate = self.settings.rate
-        with self.bar(progress, 2 * self.n_probes) as bar:
+        own, whole_law = self.spring.time_step, truth if callable(truth) else None
+        with self.bar(progress, 3 * self.n_probes + 1) as bar:
             slopes = self.slopes(curvature)
             errors = None if truth is None else self.model_part(truth(self.frames) if callable(truth) else truth)
-            guess = (
-                None
-                if rate is None
-                else wanted_time_step(
-                    Estimate(slopes.mean(), 0.0), None if errors is None else Estimate(errors.mean(), 0.0), rate
-                )
-            )
+            here, whole = self.bridge([own], whole_law)
+            growth = None if whole is None else (whole[0] - errors) / own
+            guess = self.guess(slopes, growth, errors)
             steps = _curve(self.spring, curvature, self.settings.time_steps, guess)
             bar.reset(total=len(self.frames) * (1 + self.n_probes * len(steps)))
-            own = steps.index(self.spring.time_step)
-            bridge, direct = self.bridge(steps, own, truth if callable(truth) else None)
+            curve, curve_whole = self.bridge(steps, whole_law)
         require(
-            bool(np.isfinite(bridge[own]).all()),
+            bool(np.isfinite(here).all()),
             self.spring.given,
             "a step inside which the score stays finite",
-            f"{self.spring.time_step:g} ps",
+            f"{own:g} ps",
         )
-        return _Values(curvature, slopes, errors, steps, own, bridge, direct)
+        return _Values(
+            curvature, slopes, growth, errors, here[0], None if whole is None else whole[0], steps, curve, curve_whole
+        )
+
+    def guess(self, slopes: np.ndarray, growth: np.ndarray | None, errors: np.ndarray | None) -> Estimate | None:
+        """The time step for the wanted error, so that the curve has it."""
+        if self.settings.rate is None:
+            return None
+        slope = next(mean for mean in (*([] if growth is None else [growth.mean()]), slopes.mean()) if mean >= 0)
+        return wanted_time_step(
+            Estimate(slope, 0.0), None if errors is None else Estimate(errors.mean(), 0.0), self.settings.rate
+        )
 
     def divergence(self, difference: Tensor) -> Tensor:
         """1/(4 v) sum_a D_a |difference_a|^2 in nats/ps of [frames, atoms, 3] in 1/nm."""
@@ -282,28 +291,30 @@ class _Run(Probes):
         values = [self.divergence(self.evaluate(self.frames[part])[1] - true_score[part]) for part in self.batches()]
         return torch.cat(values).cpu().numpy()
 
-    def bridge(self, time_steps: list[float], own: int, truth: Any) -> tuple[np.ndarray, np.ndarray | None]:
-        """The grid part [time steps, frames] in nats/ps; where truth is a function, also (1) itself [frames] at the
-        time step number ``own``.
+    def bridge(self, time_steps: list[float], truth: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        """The grid part [time steps, frames] in nats/ps; where truth is a function, also (1) itself.
 
-        All time steps share their draws, which makes the curve smoother than its error bars.
+        All time steps share their draws, which makes the curve smoother than its error bars.  (1) is the mean over
+        both signs of the noise: what is odd in it, the larger the smaller the step, cancels.
         """
+        generator = torch.Generator().manual_seed(self.settings.seed + 1)
         values = self.frames.new_zeros(len(time_steps), len(self.frames))
-        direct = None if truth is None else self.frames.new_zeros(len(self.frames))
+        whole = None if truth is None else torch.zeros_like(values)
         for part in self.batches():
             x = self.frames[part]
             start = self.score(x)
             for stratum in range(self.n_probes):
-                share = (stratum + torch.rand(len(x), 1, 1, generator=self.generator, dtype=x.dtype)) / self.n_probes
-                noise = torch.randn(x.shape, generator=self.generator, dtype=x.dtype).to(x.device)
+                share = (stratum + torch.rand(len(x), 1, 1, generator=generator, dtype=x.dtype)) / self.n_probes
+                noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
                 for k, time_step in enumerate(time_steps):
                     moved = self.diffusion * share.to(x.device) * time_step  # D t
-                    inside = x + moved * start + (2 * self.multiplier * moved).sqrt() * noise
-                    values[k, part] += self.divergence(start - self.score(inside))
-                    if direct is not None and k == own:
-                        direct[part] += self.divergence(start - truth(inside))
+                    middle, aside = x + moved * start, (2 * self.multiplier * moved).sqrt() * noise
+                    values[k, part] += self.divergence(start - self.score(middle + aside))
+                    if whole is not None:
+                        for inside in (middle + aside, middle - aside):
+                            whole[k, part] += self.divergence(start - truth(inside)) / 2
         values /= self.n_probes
-        return values.cpu().numpy(), None if direct is None else (direct / self.n_probes).cpu().numpy()
+        return values.cpu().numpy(), None if whole is None else (whole / self.n_probes).cpu().numpy()
 
 
 # ---- their means -------------------------------------------------------------------------------------
@@ -318,18 +329,19 @@ def _assembled(
     own_temperature: float,
 ) -> ErrorBudget:
     """Means and standard errors of the values; pieces are the frame numbers of each replica."""
-    here, errors = values.bridge[values.own], values.model_part
+    here, errors = values.bridge, values.model_part
     units = frame_units(
         pieces, [values.slopes, here, *[v for v in (errors, energy) if v is not None], gyration(run.frames)]
     )
 
     def estimate(of_frames: np.ndarray | None) -> Estimate | None:
-        return None if of_frames is None else estimate_mean(units, of_frames)
+        return None if of_frames is None or not np.isfinite(of_frames).all() else estimate_mean(units, of_frames)
 
     slope = estimate_mean(units, values.slopes)
+    wholes = [None] * len(values.curve) if values.curve_whole is None else values.curve_whole
     curve = [
-        GridPoint(step, slope.times(step), estimate_mean(units, row))
-        for step, row in zip(values.time_steps, values.bridge)
+        GridPoint(step, slope.times(step), estimate_mean(units, row), estimate(whole))
+        for step, row, whole in zip(values.time_steps, values.curve, wholes)
         if np.isfinite(row).all()
     ]
     return ErrorBudget(
@@ -339,11 +351,12 @@ def _assembled(
         noise_level=run.evaluate.noise_level,
         curvature=values.curvature,
         slope=slope,
+        growth=estimate(values.growth),
         grid_hutchinson=slope.times(run.spring.time_step),
         grid_bridge=estimate(here),
         model_part=estimate(errors),
         total=estimate(here if errors is None else here + errors),
-        total_direct=estimate(values.direct),
+        total_direct=estimate(values.whole),
         length=run.settings.length,
         wanted=run.settings.rate,
         curve=tuple(curve),

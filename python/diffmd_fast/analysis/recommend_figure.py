@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,18 +39,27 @@ def draw_recommendation(result: Recommendation, path: str | os.PathLike) -> None
     scanned = result.noise_level is not None
     with _figure(Path(path), 10.0 if scanned else 5.4, 6.8) as figure:
         axes = figure.subplots(2, 2 if scanned else 1, squeeze=False, sharex="col")
+        _set_range(axes[:, -1], [s.time_step for s in result.steps])
         if scanned:
+            _set_range(axes[:, 0], [p.noise_level for p in result.noise])
             _draw_score_error(axes[0, 0], result)
             _draw_noise_inflation(axes[1, 0], result)
         _draw_step_inflation(axes[0, -1], result)
         _draw_grid_part(axes[1, -1], result)
-        for column, value in zip(
-            range(2), (result.noise_level, _chosen_step(result)) if scanned else (_chosen_step(result),)
-        ):
+        for column, chosen in enumerate([result.noise_level, _chosen_step(result)][-axes.shape[1] :]):
             for panel in axes[:, column]:
-                if value is not None:
-                    panel.axvline(value, color=CHOSEN, linewidth=1.4, label="recommended", zorder=0)
-                panel.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
+                if chosen is not None:
+                    panel.axvline(chosen, color=CHOSEN, linewidth=1.4, label="recommended", zorder=0)
+                if panel.get_legend_handles_labels()[0]:
+                    panel.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
+
+
+def _set_range(panels: Sequence[Axes], scanned: list[float]) -> None:
+    """What was scanned as the range of x; one value alone has none that matplotlib could find."""
+    for panel in panels:
+        panel.set_xscale("log")
+        if scanned:
+            panel.set_xlim(min(scanned) / 1.25, max(scanned) * 1.25)
 
 
 def _chosen_step(result: Recommendation) -> float | None:
@@ -90,6 +100,7 @@ def _draw_noise_inflation(axes: Axes, result: Recommendation) -> None:
         )
         _plain_log(axes.yaxis)
         _limit(axes, result.noise_limit)
+        _make_room(axes, [100 * p.inflation for p in result.noise])
     _plain_ticks(axes, levels)
 
 
@@ -106,6 +117,15 @@ def _plain_log(axis: Axis) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def _make_room(axes: Axes, values: list[float]) -> None:
+    """The range of the values on a logarithmic axis, with room below for the legend and above for lost replicas.
+
+    Error bars do not count: one that reaches down to zero would.
+    """
+    low, high = min(values), max(values)
+    axes.set_ylim(low / max(high / low, 10) ** 0.5, high * max(high / low, 10) ** 0.25)
 
 
 def _draw_step_inflation(axes: Axes, result: Recommendation) -> None:
@@ -133,8 +153,10 @@ def _draw_step_inflation(axes: Axes, result: Recommendation) -> None:
             100 * result.noise_bonds, color=SERIES[2], linestyle=":", linewidth=1.2, label="bonds, noise level alone"
         )
     _limit(axes, result.limit)
-    bottom, top = axes.get_ylim()
-    axes.set_ylim(bottom / (top / bottom) ** 0.5, top * (top / bottom) ** 0.1)  # room for the legend and the crosses
+    known = [v.value for s in result.steps for v in (s.measured, s.bonds) if v is not None]
+    predicted = [s.predicted for s in points if s.predicted > 0]
+    smallest = min(predicted, default=result.limit)
+    _make_room(axes, [100 * v for v in (*known, *predicted, result.limit) if v >= smallest / 3])
     for step in result.steps:
         if step.lost:
             axes.plot(step.time_step, 0.97, "x", color=RUN, transform=axes.get_xaxis_transform(), markersize=7)
