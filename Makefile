@@ -6,7 +6,7 @@ STAMP := $(VENV)/.diffmd-installed
 TEST_STAMP := $(VENV)/.diffmd-test-installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup build demo test test-slow test-sanitize fuzz lint bench dashboard clean
+.PHONY: help setup build demo test test-slow test-sanitize fuzz lint bench validate dashboard clean
 help:             ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
@@ -51,15 +51,18 @@ fuzz: $(SANITIZE_STAMP)  ## random shapes, values and files under the sanitizers
 
 lint:             ## style of Python and C++
 	$(BIN)/python -m pip install -q -c constraints.txt ruff
-	$(BIN)/ruff check python tests benchmarks examples scripts kernels
+	$(BIN)/ruff check python tests benchmarks validation examples scripts kernels
 
 bench: setup      ## every operation against reference and peers; the figures go into docs/performance.md
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[bench]'
 	cd benchmarks && ../$(BIN)/asv machine --yes && ../$(BIN)/asv run --python=same --set-commit-hash $$(git rev-parse HEAD) --show-stderr
 	$(BIN)/python benchmarks/summary.py
 
+validate: $(TEST_STAMP)  ## physics against exact answers and references; docs/validation.md (under an hour on 2 cores)
+	$(BIN)/python -m validation
+
 dashboard:        ## the static site of all benchmark results, in benchmarks/.asv/html
 	cd benchmarks && ../$(BIN)/asv publish
 
 clean:            ## remove builds and outputs, keep the environment
-	rm -rf build dist demo-output
+	rm -rf build dist demo-output validation-output

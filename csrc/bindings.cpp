@@ -19,6 +19,7 @@
 #include <utility>
 
 #include "em_step.hpp"
+#include "integrators.hpp"
 #include "neighbor_list.hpp"
 #include "probe.hpp"
 #include "resident_sampler.hpp"
@@ -345,25 +346,59 @@ void schnet(const py::dict& model, std::int64_t n_replicas, Address positions, A
   if (!enough_memory) throw std::bad_alloc();
 }
 
-// ---- resident_sampler -----------------------------------------------------------------------------------
-// After those of schnet, the arguments are the fields of csrc/resident_sampler.hpp in their order.
+// ---- integrators ----------------------------------------------------------------------------------------
+// Arguments are the fields of csrc/integrators.hpp in their order.
 template <typename T>
-void resident_sampler(const py::dict& model, std::int64_t n_replicas, Address positions, Address energy, Address score,
-                      int n_threads, Address diffusion_time, bool diffusion_per_atom, double variance,
-                      std::uint64_t seed, std::uint32_t first_replica, std::int64_t first_step, std::int64_t end_step,
-                      std::int64_t last_step, std::int64_t check_every, std::int64_t save_every, std::int64_t n_pairs,
-                      Address pairs, Address lowest, Address highest, double energy_limit, Address good, Address loss,
-                      Address lost_step, Address lost_positions, Address frames, Address frame_energies) {
+void metropolis(std::int64_t n_replicas, std::int64_t n_atoms, Address before, Address score_before,
+                Address energy_before, Address positions, Address score, Address energy, Address diffusion_time,
+                bool diffusion_per_atom, double variance, std::uint64_t seed, std::uint32_t first_replica,
+                std::uint64_t step, Address accepted) {
+  const diffmd::Metropolis<T> call{n_replicas, n_atoms, at<T>(before), at<T>(score_before), at<T>(energy_before),
+                                   at<T>(positions), at<T>(score), at<T>(energy), at<double>(diffusion_time),
+                                   diffusion_per_atom, variance, seed, first_replica, step,
+                                   at<std::int64_t>(accepted)};
+  DIFFMD_CALL(metropolis<T>(call));
+}
+
+template <typename T, bool moves>
+void langevin(std::int64_t n_replicas, std::int64_t n_atoms, Address positions, Address velocities, Address score,
+              Address noise, double half_step, Address kick, Address decay, Address amplitude, double variance) {
+  const diffmd::LangevinHalves<T> call{n_replicas, n_atoms, at<T>(positions), at<T>(velocities), at<T>(score),
+                                       at<T>(noise), half_step, at<double>(kick), at<double>(decay),
+                                       at<double>(amplitude), variance};
+  if constexpr (moves) DIFFMD_CALL(langevin_move<T>(call));
+  else DIFFMD_CALL(langevin_kick<T>(call));
+}
+
+// ---- resident_sampler -----------------------------------------------------------------------------------
+// `run` has the fields of csrc/resident_sampler.hpp, `model` those that FoldedSchNet.description gives.
+template <typename T> void resident_sampler(const py::dict& model, const py::dict& run) {
+  const auto integer = [&](const char* name) { return run[name].cast<std::int64_t>(); };
+  const auto address = [&](const char* name) { return run[name].cast<Address>(); };
+  const auto number = [&](const char* name) { return run[name].cast<double>(); };
+  const std::int64_t first_step = integer("first_step"), end_step = integer("end_step"), last_step = integer("last_step");
+  const std::int64_t check_every = integer("check_every"), save_every = integer("save_every"), rule = integer("rule");
   if (first_step < 0 || end_step < first_step || last_step < end_step || check_every < 1 || save_every < 1)
     throw py::value_error("first_step: expected 0 <= first_step <= end_step <= last_step, and check_every and "
                           "save_every of at least 1");
+  if (rule < 0 || rule > std::int64_t(diffmd::Rule::baoab)) throw py::value_error("rule: expected 0 to 4");
+  if (diffmd::Rule(rule) == diffmd::Rule::baoab && (!address("velocities") || !address("kick") || !address("decay") ||
+                                                    !address("amplitude")))
+    throw py::value_error("rule: expected velocities, kick, decay and amplitude with 4");
   const diffmd::ResidentSampler<T> call{
-      schnet_call<T>(model, n_replicas, positions, energy, score, n_threads), at<double>(diffusion_time),
-      diffusion_per_atom, variance, seed, first_replica, first_step, end_step, last_step, check_every, save_every,
-      n_pairs, at<std::int64_t>(pairs), at<double>(lowest), at<double>(highest), energy_limit, at<T>(good),
-      at<std::uint8_t>(loss), at<std::int64_t>(lost_step), at<T>(lost_positions), at<T>(frames),
-      at<T>(frame_energies)};
-  check_atoms("pairs", call.pairs, 2 * n_pairs, call.model.n_atoms);
+      schnet_call<T>(model, integer("n_replicas"), address("positions"), address("energy"), address("score"),
+                     int(integer("n_threads"))),
+      at<double>(address("diffusion_time")), run["diffusion_per_atom"].cast<bool>(), at<double>(address("variance")),
+      diffmd::Rule(rule), at<T>(address("other_positions")), at<T>(address("other_score")),
+      at<T>(address("other_energy")), at<T>(address("zeros")), at<T>(address("velocities")), number("half_step"),
+      at<double>(address("kick")), at<double>(address("decay")), at<double>(address("amplitude")),
+      at<std::int64_t>(address("accepted")), run["seed"].cast<std::uint64_t>(),
+      run["first_replica"].cast<std::uint32_t>(), first_step, end_step, last_step, check_every, save_every,
+      integer("n_pairs"), at<std::int64_t>(address("pairs")), at<double>(address("lowest")),
+      at<double>(address("highest")), number("energy_limit"), at<T>(address("good")), at<std::uint8_t>(address("loss")),
+      at<std::int64_t>(address("lost_step")), at<T>(address("lost_positions")), at<T>(address("frames")),
+      at<T>(address("frame_energies")), at<T>(address("frame_velocities"))};
+  check_atoms("pairs", call.pairs, 2 * call.n_pairs, call.model.n_atoms);
   bool enough_memory = true;
   DIFFMD_CALL(resident_sampler<T>(call, &enough_memory));
   if (!enough_memory) throw std::bad_alloc();
@@ -462,6 +497,12 @@ PYBIND11_MODULE(_C, m) {
   // schnet: sizes and addresses of the weights by name; resident_sampler: then the fields of csrc/resident_sampler.hpp
   m.def("schnet_float32", &schnet<float>);
   m.def("schnet_float64", &schnet<double>);
+  m.def("metropolis_float32", &metropolis<float>);
+  m.def("metropolis_float64", &metropolis<double>);
+  m.def("langevin_move_float32", &langevin<float, true>);
+  m.def("langevin_move_float64", &langevin<double, true>);
+  m.def("langevin_kick_float32", &langevin<float, false>);
+  m.def("langevin_kick_float64", &langevin<double, false>);
   m.def("resident_sampler_float32", &resident_sampler<float>);
   m.def("resident_sampler_float64", &resident_sampler<double>);
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "em_step.hpp"
+#include "integrators.hpp"
 #include "scratch.hpp"
 
 namespace diffmd {
@@ -36,24 +37,97 @@ template <typename T> struct Residents {
     T* x = positions + r * width();
     memcpy(call.lost_positions + r * width(), x, bytes());
     memcpy(x, call.good + r * width(), bytes());
+    if (call.velocities) memset(call.velocities + r * width(), 0, bytes());
     call.loss[r] = why;
     call.lost_step[r] = step;
     --n_alive;
   }
 
-  // Those alive, in runs of neighbours: lost ones stand still.
-  void move(std::int64_t step) {
+  // Calls part(first, count) for those alive, in runs of neighbours: lost ones stand still.
+  template <typename Part> void each_run(Part part) {
     const std::int64_t end = first + count;
     for (std::int64_t from = first; from < end;) {
       std::int64_t to = from;
       while (to < end && call.loss[to] == kAlive) ++to;
-      if (to > from) {
-        T* x = positions + from * width();
-        em_step<T>({to - from, call.model.n_atoms, x, call.model.score + from * width(), call.diffusion_time,
-                    &call.variance, call.diffusion_per_atom, false, call.seed,
-                    call.first_replica + std::uint32_t(from), std::uint64_t(step), 0, x, nullptr, nullptr, 1});
-      }
+      if (to > from) part(from, to - from);
       from = to + 1;
+    }
+  }
+
+  // to = from + D dt score + noise of `step`, all [n_replicas, n_atoms, 3].
+  void step_to(T* to, const T* from, const T* score, const double* variance, std::int64_t step) {
+    each_run([&](std::int64_t r, std::int64_t n) {
+      const std::int64_t at = r * width();
+      em_step<T>({n, call.model.n_atoms, from + at, score + at, call.diffusion_time, variance, call.diffusion_per_atom,
+                  false, call.seed, call.first_replica + std::uint32_t(r), std::uint64_t(step), 0, to + at, nullptr,
+                  nullptr, 1});
+    });
+  }
+
+  void copy(T* to, const T* from) { memcpy(to + first * width(), from + first * width(), bytes() * std::size_t(count)); }
+
+  // From the positions of `step` to those of the next, with the variance multiplier of this step.
+  void move(std::int64_t step, const double* variance, char* scratch) {
+    const T* score = call.model.score;
+    switch (call.rule) {
+      case Rule::euler_maruyama: step_to(positions, positions, score, variance, step); break;
+      case Rule::leimkuhler_matthews: {  // half the amplitude, twice
+        const double quarter = 0.25 * *variance;
+        step_to(positions, positions, score, &quarter, step);
+        step_to(positions, positions, call.zeros, &quarter, step + 1);
+        break;
+      }
+      case Rule::heun: {
+        copy(call.other_positions, positions);
+        step_to(call.other_positions, positions, score, variance, step);
+        SchNet<T> there = call.model;
+        there.positions = call.other_positions;
+        there.energy = call.other_energy;
+        there.score = call.other_score;
+        schnet_block(there, first, count, scratch);
+        for (std::int64_t i = first * width(); i < (first + count) * width(); ++i)
+          call.other_score[i] = (score[i] + call.other_score[i]) * T(0.5);
+        step_to(positions, positions, call.other_score, variance, step);
+        break;
+      }
+      case Rule::metropolis:
+        copy(call.other_positions, positions);
+        copy(call.other_score, score);
+        memcpy(call.other_energy + first, call.model.energy + first, std::size_t(count) * sizeof(T));
+        step_to(positions, positions, score, variance, step);
+        break;
+      case Rule::baoab: {
+        const double half = 0.5, one = 1.0;
+        each_run([&](std::int64_t r, std::int64_t n) {
+          const std::int64_t at = r * width();
+          em_step<T>({n, call.model.n_atoms, call.zeros + at, call.zeros + at, &half, &one, false, false, call.seed,
+                      call.first_replica + std::uint32_t(r), std::uint64_t(step), 0, call.other_positions + at, nullptr,
+                      nullptr, 1});
+          langevin_move(halves(r, n, *variance));
+        });
+        break;
+      }
+    }
+  }
+
+  LangevinHalves<T> halves(std::int64_t r, std::int64_t n, double variance) {
+    const std::int64_t at = r * width();
+    return {n, call.model.n_atoms, positions + at, call.velocities + at, call.model.score + at,
+            call.other_positions + at, call.half_step, call.kick, call.decay, call.amplitude, variance};
+  }
+
+  // After the evaluation at the new positions.
+  void finish(std::int64_t step, const double* variance) {
+    if (call.rule == Rule::metropolis) {
+      each_run([&](std::int64_t r, std::int64_t n) {
+        const std::int64_t at = r * width();
+        metropolis<T>({n, call.model.n_atoms, call.other_positions + at, call.other_score + at, call.other_energy + r,
+                       positions + at, call.model.score + at, call.model.energy + r, call.diffusion_time,
+                       call.diffusion_per_atom, *variance, call.seed, call.first_replica + std::uint32_t(r),
+                       std::uint64_t(step), call.accepted + r});
+      });
+    } else if (call.rule == Rule::baoab) {
+      each_run([&](std::int64_t r, std::int64_t n) { langevin_kick(halves(r, n, *variance)); });
     }
   }
 
@@ -89,6 +163,8 @@ template <typename T> struct Residents {
     const std::int64_t to = frame * call.model.n_replicas + first;
     memcpy(call.frames + to * width(), positions + first * width(), bytes() * std::size_t(count));
     memcpy(call.frame_energies + to, call.model.energy + first, std::size_t(count) * sizeof(T));
+    if (!call.frame_velocities) return;
+    memcpy(call.frame_velocities + to * width(), call.velocities + first * width(), bytes() * std::size_t(count));
   }
 
   void run(char* scratch) {
@@ -96,9 +172,11 @@ template <typename T> struct Residents {
     for (std::int64_t step = call.first_step + 1; step <= call.end_step; ++step) {
       const bool saves = step % call.save_every == 0;
       if (n_alive > 0) {
-        move(step - 1);
+        const double* variance = call.variance + (step - 1 - call.first_step);
+        move(step - 1, variance, scratch);
         lose_not_finite(step);
         if (n_alive > 0) schnet_block(call.model, first, count, scratch);
+        finish(step - 1, variance);
         if (saves || step % call.check_every == 0 || step == call.last_step) check(step);
       }
       if (saves) save(step / call.save_every - 1 - frames_before);

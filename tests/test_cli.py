@@ -105,6 +105,19 @@ def test_resume_goes_on_to_the_bit(folder, tmp_path):
     assert np.array_equal(whole.positions, cut.positions) and np.array_equal(whole.time, cut.time)
 
 
+def test_other_integrators_and_a_schedule_are_resumed_without_naming_them(folder, tmp_path):
+    """Masses and schedule come from the run; what an integrator measures is said."""
+    for name, more, said in (
+            ("baoab", ("--masses", "15.0,14.0,14.0,15.0", "--temperature", "0:600,40:300"), "kinetic temperature"),
+            ("metropolis", (), "% of the steps")):
+        whole, cut = tmp_path / f"{name}.npz", tmp_path / f"{name}_cut.npz"
+        done = sample(folder, whole, "--integrator", name, *more)
+        assert said in done.stdout and "configurational temperature" in done.stdout
+        sample(folder, cut, "--integrator", name, *more, "--steps", 20)
+        call("sample", folder / "model.safetensors", "--resume", "--steps", 60, "--quiet", "--out", cut)
+        assert np.array_equal(read_snapshots(whole).positions, read_snapshots(cut).positions)
+
+
 def test_resume_takes_its_options_from_the_run_and_refuses_others(folder, tmp_path):
     out = tmp_path / "traj.npz"
     sample(folder, out, "--seed", 9, "--diffusion", 0.003, "--temperature", 310)
@@ -288,7 +301,11 @@ def bad_sampling(frames, model, bad):
                  ("stiffness", 0), ("stiffness", 1e-300), ("diffusion", 0), ("diffusion", "nan"), ("temperature", 0),
                  ("noise-level", 0), ("noise-level", 5), ("replicas", 0), ("replicas", 10**12), ("seed", -1),
                  ("seed", 2**64), ("batch-size", 0), ("batch-size", 10**30), ("save-every", 0), ("save-every", 10**30),
-                 ("steps", 0), ("steps", 10**30), ("integrator", "verlet")),
+                 ("steps", 0), ("steps", 10**30), ("integrator", "verlet"), ("temperature", "hot"),
+                 ("temperature", "0:300,0:400"), ("temperature", "1:2:3"), ("temperature", "300,400"),
+                 ("masses", "12")),
+        *(("masses", [*right, "--integrator", "baoab", *masses])
+          for masses in (("--masses", "-1"), ("--masses", "1,2"), ("--masses", "light"))),
         ("--stepz", ["sample", model, "--stepz", 3]),
         ("model", ["sample"]),
     ]

@@ -4,7 +4,7 @@ import statistics
 import time
 
 from diffmd_fast import use_backend
-from diffmd_fast.sampling import Sampler, Spring
+from diffmd_fast.sampling import INTEGRATORS, Sampler, Spring
 
 from .common import ALL, HEAVY, median_seconds, molecule, pin, schnet
 
@@ -52,6 +52,21 @@ def track_two_threads_over_one(atoms):
     return statistics.median(seconds[1][1:]) / statistics.median(seconds[2][1:])
 
 
+def track_over_euler_maruyama(integrator):
+    """Replica-steps per second of the resident loop over those of the cheapest integrator, runs in turns, 10 atoms."""
+    pin()
+    model, x = sampler(HEAVY, True).model, molecule(N_REPLICAS, HEAVY)
+    spring, seconds = Spring.from_time_step(1e-6, 0.002), {"euler-maruyama": [], integrator: []}
+    runs = {name: Sampler(model, spring, 300, integrator=name, resident=True,
+                          masses=12.0 if name == "baoab" else None) for name in seconds}
+    for _ in range(5):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run.run(x, 1000, save_every=1000)
+            seconds[name].append(time.perf_counter() - started)
+    return statistics.median(seconds["euler-maruyama"][1:]) / statistics.median(seconds[integrator][1:])
+
+
 def track_one_replica(loop, atoms):
     """Steps per second of a single replica, which no batch hides the calls of, one thread."""
     pin()
@@ -78,6 +93,8 @@ for track in (track_replica_steps_per_second, track_one_replica):
     track.unit = "replica-steps/s"
 for track in (track_resident_over_reference, track_two_threads_over_one):
     track.params, track.param_names = [HEAVY, ALL], ["atoms"]
+track_over_euler_maruyama.params, track_over_euler_maruyama.param_names = [list(INTEGRATORS)[1:]], ["integrator"]
+track_over_euler_maruyama.unit = "integrator/euler-maruyama"
 track_resident_over_reference.unit = "resident/reference"
 track_two_threads_over_one.unit = "2 threads/1 thread"
 track_five_beads_per_cpu_second.unit = "replica-steps/CPU-s"

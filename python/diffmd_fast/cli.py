@@ -124,13 +124,20 @@ cli.add_command(recommend)  # in the order of use
 @click.option("--replicas", type=int, default=64, show_default=True, help="Molecules run side by side.")
 @click.option("--steps", type=int, required=True, help="Steps from the start, a resumed part included.")
 @click.option("--time-step", type=float, metavar="PS",
-              help="Time step; default: D dt L = 0.25, an eighth of the stability limit (L: largest curvature).")
+              help="Time step; default: D dt L = 0.25, an eighth of the stability limit (L: largest curvature), or "
+                   "dt^2 L kT0/m = 0.25 for baoab.")
 @click.option("--stiffness", type=float, metavar="1/NM2", help="Spring stiffness k = 1/(2 D dt), instead of it.")
 @click.option("--diffusion", type=float, default=0.002, show_default=True, metavar="NM2/PS",
               help="Diffusion coefficient of every atom.")
-@click.option("--temperature", type=float, metavar="K", help="Temperature of the run; default: the model's T0.")
+@click.option("--temperature", metavar="K",
+              help="Temperature of the run, or a schedule STEP:K,STEP:K,... with straight "
+                   "lines between, e.g. 0:900,20000:300; default: the model's T0.")
 @click.option("--noise-level", type=float, metavar="NM", help="Noise level of the energy; default: the smallest.")
-@click.option("--integrator", default="euler-maruyama", show_default=True, help="The only one so far.")
+@click.option("--integrator", default="euler-maruyama", show_default=True, metavar="NAME",
+              help="euler-maruyama, leimkuhler-matthews (better averages at no cost), heun, metropolis (exact for the "
+                   "energy) or baoab (with velocities).")
+@click.option("--masses", metavar="DA",
+              help="For baoab: one number, or one per atom with commas; default: the elements'.")
 @click.option("--save-every", type=int, default=100, show_default=True, metavar="STEPS", help="Steps between frames.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the noise and of the choice of frames.")
 @click.option("--batch-size", type=int, metavar="R", help="Replicas evaluated together; the result is the same.")
@@ -142,7 +149,8 @@ cli.add_command(recommend)  # in the order of use
 @click.option("--force", is_flag=True, help="Run a time step beyond the stability limit all the same.")
 @QUIET
 def sample(model, init, from_noise, topology, replicas, steps, time_step, stiffness, diffusion, temperature,
-           noise_level, integrator, save_every, seed, batch_size, out, per_replica, resume, overwrite, force, quiet):
+           noise_level, integrator, masses, save_every, seed, batch_size, out, per_replica, resume, overwrite, force,
+           quiet):
     """Run Langevin dynamics with a trained MODEL.
 
     \b
@@ -158,14 +166,16 @@ def sample(model, init, from_noise, topology, replicas, steps, time_step, stiffn
     require(resume or bool(init) != from_noise, "init", "a file of frames, or --from-noise",
             "both" if init else "neither")
     require(time_step is None or stiffness is None, "time_step", "either --time-step or --stiffness", "both")
+    temperature, masses = _temperature(temperature), _numbers(masses, "masses")
     check_integer(steps, "steps", minimum=1)
     _require_new(overwrite or resume, existing_output(check_output(out, "out")))
     if resume:
-        diffusion, temperature, noise_level, integrator, save_every, seed = _of_resumed_run(out, energy)
+        diffusion, temperature, noise_level, integrator, masses, save_every, seed = _of_resumed_run(
+            out, energy, {"temperature": temperature, "masses": masses})
     start = None if resume else _start(energy, init, from_noise, topology, replicas, seed, batch_size, quiet)
-    spring = _spring(energy, start, out, time_step, stiffness, diffusion, noise_level)
+    spring = _spring(energy, start, out, time_step, stiffness, diffusion, noise_level, integrator, masses)
     sampler = Sampler(energy, spring, temperature=temperature, seed=seed, noise_level=noise_level,
-                      integrator=integrator, batch_size=batch_size, force=force)
+                      integrator=integrator, masses=masses, batch_size=batch_size, force=force)
     _say(str(sampler))
     try:
         result = sampler.run(start, steps, save_every, out=out, resume=resume, overwrite=overwrite,
@@ -180,6 +190,7 @@ def sample(model, init, from_noise, topology, replicas, steps, time_step, stiffn
         raise
     if quiet:  # else said beside the progress bar, before the run
         _say(str(result.stability))
+    _say_of_run(energy, result, noise_level)
     for replica, step, reason in result.lost:
         _say(f"replica {replica} lost at step {step}: {reason}")
     _say(f"{result.n_frames} frames of {result.n_replicas} replicas in {out}; {len(result.lost)} replicas lost")
@@ -256,17 +267,21 @@ def _require_new(allowed: bool, there: Path | None) -> None:
             f"{str(there)!r}, which exists")
 
 
-def _of_resumed_run(out, energy) -> list:
-    """Options of a run to resume: as given, else as the run had them.  What differs, the sampler refuses."""
+def _of_resumed_run(out, energy, read) -> list:
+    """Options of a run to resume: as given, else as the run had them.  What differs, the sampler refuses.
+
+    ``read``: options that were given as text, by name.
+    """
     from .sampling.restart import stored_header
 
     context, stored = click.get_current_context(), stored_header(out)
     values = {}
     for option, key in (("diffusion", "diffusion"), ("temperature", "temperature"), ("noise_level", "noise_level"),
-                        ("integrator", "integrator"), ("save_every", "save_every"), ("seed", "seed"),
-                        ("replicas", "n_replicas")):
+                        ("integrator", "integrator"), ("masses", "masses"), ("save_every", "save_every"),
+                        ("seed", "seed"), ("replicas", "n_replicas")):
         given = context.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE
-        values[option] = context.params[option] if given else stored.get(key, context.params[option])
+        value = read.get(option, context.params[option])
+        values[option] = value if given else stored.get(key, value)
     n_replicas = stored["n_replicas"]
     require(values.pop("replicas") == n_replicas, "replicas", f"{n_replicas}, as in the run to resume",
             context.params["replicas"])
@@ -295,6 +310,50 @@ def _start(energy, init, from_noise, topology, replicas, seed, batch_size, quiet
     order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))
     chosen = positions[order[torch.arange(replicas) % len(order)]]
     return chosen - chosen.mean(1, keepdim=True)
+
+
+def _say_of_run(energy, result, noise_level) -> None:
+    """Acceptance and temperatures, with standard errors over the replicas."""
+    import numpy as np
+
+    from .sampling import configurational_temperature
+
+    good = result.final_positions[np.isfinite(result.final_positions).all((1, 2))]
+    if result.acceptance is not None and len(good):
+        _say(f"accepted {100 * np.nanmean(result.acceptance):.1f}% of the steps")
+    if result.kinetic_temperature is not None and len(good) > 1:
+        means = np.nanmean(result.kinetic_temperature, 0)[np.isfinite(result.final_positions).all((1, 2))]
+        _say(f"kinetic temperature {means.mean():.1f} +- {means.std(ddof=1) / len(means) ** 0.5:.1f} K over the frames")
+    if len(good) > 1:
+        try:
+            value, error = configurational_temperature(energy, good, noise_level)
+        except InputError as why:  # too few frames for a mean curvature above 0
+            _say(f"no configurational temperature: {why}")
+        else:
+            _say(f"configurational temperature {value:.1f} +- {error:.1f} K at the last step")
+
+
+def _temperature(text):
+    """A number in K, or (step, K) pairs from STEP:K,STEP:K; None stays None."""
+    if text is None or ":" not in text:
+        numbers = _numbers(text, "temperature")
+        require(not isinstance(numbers, list), "temperature", "a number in K, or STEP:K,STEP:K", repr(text))
+        return numbers
+    try:
+        return [(int(step), float(kelvin)) for step, kelvin in (point.split(":") for point in text.split(","))]
+    except ValueError:
+        raise InputError(f"temperature: expected a number in K, or STEP:K,STEP:K, got {text!r}") from None
+
+
+def _numbers(text, name):
+    """One number, or a list of those between commas; None stays None."""
+    if text is None:
+        return None
+    try:
+        numbers = [float(word) for word in text.split(",")]
+    except ValueError:
+        raise InputError(f"{name}: expected a number, or several between commas, got {text!r}") from None
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -146,6 +146,8 @@ def budget(model, frames, topology, forces, exact, time_step, stiffness, diffusi
 def _settings_of(frames, energy, stiffness, time_step, diffusion, temperature, noise_level) -> tuple:
     """What was not given as the run that wrote the frames had it, where they are a run of ours."""
     run = (frames.metadata or {}).get("run") or {}
+    if run.get("integrator", "euler-maruyama") != "euler-maruyama":
+        _say(f"the frames are of a run with {run['integrator']}; the budget is that of Euler-Maruyama's step")
     if time_step is None and stiffness is None:
         time_step = run.get("time_step")
     if noise_level is None and run.get("noise_level") != energy.noise_level:

@@ -27,7 +27,8 @@ def _load_model(path: str):
         return load_model(path)
 
 
-def _spring(energy, start, out, time_step, stiffness, diffusion, noise_level):
+def _spring(energy, start, out, time_step, stiffness, diffusion, noise_level, integrator="euler-maruyama",
+            masses=None):
     """From what was given, else from the run that is resumed, else from the energy's largest curvature."""
     from .sampling import Spring, choose_spring, stored_spring
 
@@ -37,4 +38,4 @@ def _spring(energy, start, out, time_step, stiffness, diffusion, noise_level):
         return Spring.from_stiffness(stiffness, diffusion)
     if start is None:
         return Spring.from_time_step(stored_spring(out).time_step, diffusion)
-    return choose_spring(energy, start, diffusion, noise_level=noise_level)
+    return choose_spring(energy, start, diffusion, noise_level, integrator, masses)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffmd_fast import NonFiniteError, Sampler, Spring
 from diffmd_fast.models import SchNet
+from diffmd_fast.sampling import INTEGRATORS
 
 from .case import REFUSALS, Case
 from .operators import in_reference, on_a_line
@@ -103,10 +104,13 @@ def sampler(case: Case) -> None:
     n_replicas, n_steps, save_every = case.size(9, 1), case.size(6, 1), case.size(3, 1)
     arguments = case.spoil({"positions": case.positions(n_replicas, model.n_atoms, dtype), "diffusion": 0.002,
                             "time_step": 1e-4, "temperature": 300.0, "seed": 1}, 0.3)
+    name = case.random.choice(list(INTEGRATORS))
+    rule = {"integrator": name, "masses": 12.0 if name == "baoab" else None}
 
     def run(resident=None):
         spring = Spring.from_time_step(arguments["time_step"], arguments["diffusion"])
-        own = Sampler(model, spring, arguments["temperature"], seed=arguments["seed"], force=True, resident=resident)
+        own = Sampler(model, spring, arguments["temperature"], seed=arguments["seed"], force=True, resident=resident,
+                      **rule)
         return own.run(arguments["positions"], n_steps, save_every)
 
     try:

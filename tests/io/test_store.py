@@ -181,7 +181,7 @@ def test_crafted_headers(tmp_path):
     ("content", "got"),
     [
         (b"PK\x03\x04 something quite different", "something else"),
-        (struct.pack("<8sIII", b"DMDSTORE", 2, 0, 0), "version 2"),
+        (struct.pack("<8sIII", b"DMDSTORE", 3, 0, 0), "version 3"),
         (struct.pack("<8sIII", b"DMDSTORE", 0, 0, 0), "damaged header"),
         (struct.pack("<8sIII", b"DMDSTORE", 1, 2**32 - 1, 0), "damaged header"),
     ],

@@ -198,19 +198,29 @@ def test_the_module_refuses_what_would_read_out_of_bounds():
     x = chain_positions(1)
     folded = MODEL.folded(MODEL.noise_level, x.dtype)
     numbers, integers = torch.ones(1, dtype=torch.float64), torch.tensor([[0, 5]])
-    energy, frames, state = torch.zeros(1), torch.zeros(1, 1, 5, 3), np.zeros(1, np.uint8)
-    steps = np.zeros(1, np.int64)
+    energy, frames, memory = torch.zeros(1), torch.zeros(1, 1, 5, 3), torch.zeros(1, 5, 3)
+    state, steps = torch.zeros(1, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
+    tensors = {
+        "positions": x, "energy": energy, "score": torch.zeros_like(x), "diffusion_time": numbers, "variance": numbers,
+        "other_positions": memory, "other_score": memory, "other_energy": energy, "zeros": memory, "velocities": None,
+        "kick": numbers, "decay": numbers, "amplitude": numbers, "accepted": steps, "pairs": integers,
+        "lowest": numbers, "highest": numbers, "good": x.clone(), "loss": state, "lost_step": steps,
+        "lost_positions": memory, "frames": frames, "frame_energies": energy, "frame_velocities": None}
+    fields = {name: 0 if value is None else value.data_ptr() for name, value in tensors.items()}
+    fields |= {
+        "n_replicas": 1, "n_threads": 1, "diffusion_per_atom": False, "rule": 0, "half_step": 0.0, "seed": 0,
+        "first_replica": 0, "first_step": 0, "end_step": 1, "last_step": 1, "check_every": 1, "save_every": 1,
+        "n_pairs": 0, "energy_limit": 1e9}
 
-    def call(first=0, end=1, last=1, check=1, save=1, n_pairs=0):
-        _C.resident_sampler_float32(
-            folded.description, 1, x.data_ptr(), energy.data_ptr(), torch.zeros_like(x).data_ptr(), 1,
-            numbers.data_ptr(), False, 1.0, 0, 0, first, end, last, check, save, n_pairs, integers.data_ptr(),
-            numbers.data_ptr(), numbers.data_ptr(), 1e9, x.clone().data_ptr(), state.ctypes.data, steps.ctypes.data,
-            frames.data_ptr(), frames.data_ptr(), energy.data_ptr())
+    def call(**other):
+        _C.resident_sampler_float32(folded.description, fields | other)
 
-    for bad in ({"first": -1}, {"end": 2}, {"first": 2}, {"check": 0}, {"save": 0}):
+    for name, value in (("first_step", -1), ("end_step", 2), ("first_step", 2), ("check_every", 0), ("save_every", 0)):
         with pytest.raises(ValueError, match="^first_step: expected"):
-            call(**bad)
+            call(**{name: value})
     for n_pairs in (1, -1):
         with pytest.raises(ValueError, match="^pairs: expected atoms in 0..4"):
             call(n_pairs=n_pairs)
+    for rule in (-1, 4, 5):  # 4 wants velocities
+        with pytest.raises(ValueError, match="^rule: expected"):
+            call(rule=rule)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import check_number
+from ..sampling.integrators import EulerMaruyama
 from ..sampling.spring import Spring
-from ..sampling.stability import LIMIT
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,9 @@ class ErrorBudget:
         """The time step in ps from which on Euler-Maruyama is unstable, 2/(D L)."""
         largest = self.spring.diffusion_time
         largest = max(largest) if isinstance(largest, tuple) else largest
-        return LIMIT * self.spring.time_step / (largest * self.curvature) if self.curvature > 0 else math.inf
+        return (
+            EulerMaruyama.limit * self.spring.time_step / (largest * self.curvature) if self.curvature > 0 else math.inf
+        )
 
     def divergence(self, length: float | None = None) -> Estimate:
         """KL in nats of a run of ``length`` ps (default: the budget's own)."""

@@ -47,8 +47,9 @@ from torch import Tensor
 
 from ..errors import InputError, check_finite, check_integer, check_number, check_tensor, require
 from ..sampling.evaluation import Evaluator, as_positions, model_temperature
+from ..sampling.integrators import EulerMaruyama
 from ..sampling.spring import MOLAR_GAS_CONSTANT, Spring, _row
-from ..sampling.stability import LIMIT, estimate_curvature
+from ..sampling.stability import estimate_curvature
 from .budget_result import ErrorBudget, Estimate, GridPoint, wanted_time_step
 from .frame_means import estimate_mean, frame_units, gyration, thinned
 from .replicas import find_replicas
@@ -210,7 +211,7 @@ def _check_truth(forces: Any, exact: Any, frames: Tensor, temperature: float) ->
 
 def _curve(spring: Spring, curvature: float, steps: list[float] | None, guess: Estimate | None) -> list[float]:
     """Time steps of the curve in ps, ascending: those given or the default ones, the run's own, the wanted one."""
-    limit = LIMIT / (max(_row(spring.diffusion)) * curvature) if curvature > 0 else np.inf
+    limit = EulerMaruyama.limit / (max(_row(spring.diffusion)) * curvature) if curvature > 0 else np.inf
     chosen = [spring.time_step]
     if guess is not None and guess.value < limit and not np.isclose(guess.value, spring.time_step, rtol=1e-9, atol=0):
         chosen.append(guess.value)

@@ -1,5 +1,7 @@
 """Which noise level and which time step to run a model with: both scanned on held-out snapshots and short runs.
 
+The time step is that of Euler-Maruyama (``"euler-maruyama"``).
+
 **Noise level.**  The denoising loss at sigma measures the score of the density blurred by that sigma; its floor depends
 on sigma, so losses at two levels cannot be compared.  What can: the distance of each score from the one true score s*,
 at held-out snapshots.  By integration by parts (A. Hyvarinen, J. Mach. Learn. Res. 6, 695, 2005), without knowing s*,
@@ -32,9 +34,10 @@ from torch import Tensor
 from ..errors import called, check_integer, check_number, require
 from ..io import Snapshots
 from ..sampling.evaluation import Evaluator, as_positions, model_temperature
+from ..sampling.integrators import EulerMaruyama
 from ..sampling.sampler import Sampler
 from ..sampling.spring import Spring, _row
-from ..sampling.stability import LIMIT, Stability, estimate_curvature
+from ..sampling.stability import Stability, estimate_curvature
 from ..sampling.trajectory import Trajectory
 from ..training.denoising import denoising_error, draw_noise
 from .budget_result import Estimate
@@ -269,7 +272,7 @@ class _Scan:
             steps = sorted({float(step) for step in given})
             return steps, float(length or max(RUN_STEPS * at_limit, SHORTEST * steps[-1]))
         length = float(length or RUN_STEPS * at_limit)
-        steps = [factor * at_limit for factor in STEP_FACTORS if factor * at_limit * fastest < LIMIT]
+        steps = [factor * at_limit for factor in STEP_FACTORS if factor * at_limit * fastest < EulerMaruyama.limit]
         steps = [step for step in steps if SHORTEST * step <= length]
         require(len(steps) > 0, "length", f"at least {SHORTEST * STEP_FACTORS[0] * at_limit:.3g} ps", f"{length:g} ps")
         return steps, length
@@ -338,7 +341,11 @@ class _Scan:
         )
 
     def _configurational(self, level: float | None, frames: Tensor, pieces: list[np.ndarray]) -> Estimate:
-        """Configurational temperature over T0, - 1."""
+        """Configurational temperature over T0, - 1.
+
+        As `sampling.configurational_temperature`, but weighted by D, as the step's inflation is, and with an error
+        that knows of correlated frames.
+        """
         probes = Probes(
             Evaluator(self.precise, level), frames, self.settings.diffusion, RUN_PROBES, seed=self.settings.seed
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..sampling.stability import LIMIT
+from ..sampling.integrators import EulerMaruyama
 from .budget_figure import error_bars
 from .budget_result import Estimate
 from .figures import REFERENCE, RUN, SERIES, _figure
@@ -137,7 +137,7 @@ def _draw_step_inflation(axes: Axes, result: Recommendation) -> None:
     )
     _plain_log(axes.xaxis)
     _plain_log(axes.yaxis)
-    points = [s for s in result.steps if s.number < LIMIT]
+    points = [s for s in result.steps if s.number < EulerMaruyama.limit]
     if points and points[0].number > 0:
         number = np.geomspace(points[0].number, points[-1].number)
         axes.plot(

@@ -61,6 +61,15 @@ class Molecule:
     def n_atoms(self) -> int:
         return len(self.names)
 
+    @property
+    def masses(self) -> tuple[float, ...] | None:
+        """Of the elements, in Da, one per atom; None where an atom is a bead without an element."""
+        from mdtraj.core.element import Element
+
+        if 0 in self.atomic_numbers:
+            return None
+        return tuple(Element.getByAtomicNumber(number).mass for number in self.atomic_numbers)
+
     # ---- conversions -------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, list]:

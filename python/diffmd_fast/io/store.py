@@ -2,11 +2,12 @@
 
 Layout (little endian): magic ``DMDSTORE``, version u32, length u32 and CRC32 of the header, the header
 (UTF-8 JSON); then one record per saved frame: step i64, alive u8[n_replicas], positions
-[n_replicas, n_atoms, 3] in the run's dtype, and the CRC32 of all that.  A record is written by one system
+[n_replicas, n_atoms, 3] in the run's dtype, velocities likewise where the header says so (such a file is of
+version 2, others of version 1), and the CRC32 of all that.  A record is written by one system
 call after the last whole one, so a process killed at any moment leaves whole records and at most one torn
 at the end, which is recognised by its length or checksum and left out.
 
-The noise is a pure function of (seed, replica, step, atom): positions and step are the whole state, and
+The noise is a pure function of (seed, replica, step, atom): positions, velocities and step are the whole state, and
 a run continued from the last record is the same bit for bit.
 """
 
@@ -27,7 +28,7 @@ import numpy as np
 from ..errors import InputError, check_integer, require
 
 MAGIC = b"DMDSTORE"
-VERSION = 1
+VERSION = 2  # the newest that is read
 SYNC_SECONDS = 5.0
 _PREFIX = struct.Struct("<8sIII")
 _DTYPES = {"float32": np.dtype("<f4"), "float64": np.dtype("<f8")}
@@ -38,7 +39,8 @@ _BLOCK_BYTES = 1 << 25
 class TrajectoryStore:
     """An open restart file; made by :meth:`create` or :meth:`open`, closed by ``with`` or :meth:`close`.
 
-    ``header``: the run's parameters, a JSON dict with at least ``n_replicas``, ``n_atoms`` and ``dtype``.
+    ``header``: the run's parameters, a JSON dict with at least ``n_replicas``, ``n_atoms`` and ``dtype``;
+    ``velocities`` true if records have them.
     ``first_frame``: number of the first record within the whole run; above 0 after :meth:`shrink`.
     ``n_frames``: whole records in the file.
     """
@@ -49,6 +51,7 @@ class TrajectoryStore:
         self.path, self.header, self.first_frame = path, header, first_frame
         self.n_replicas, self.n_atoms = header["n_replicas"], header["n_atoms"]
         self.dtype = _DTYPES[header["dtype"]].newbyteorder("=")
+        self.has_velocities = bool(header.get("velocities"))
         self._record = _record_dtype(header)
         self._fd, self._offset, self._writable = fd, offset, writable
         self._synced = time.monotonic()
@@ -127,10 +130,12 @@ class TrajectoryStore:
 
     # ---- writing -----------------------------------------------------------------------------------
 
-    def append(self, step: int, positions: np.ndarray, alive: np.ndarray | None = None) -> None:
+    def append(self, step: int, positions: np.ndarray, alive: np.ndarray | None = None,
+               velocities: np.ndarray | None = None) -> None:
         """Add the frame of ``step``: positions [n_replicas, n_atoms, 3] in the file's dtype, in nm.
 
         ``alive`` [n_replicas] says which replicas are good (default: all); a replica once lost stays lost.
+        ``velocities`` in nm/ps, like the positions, are for files that have them and needed there.
         Steps increase.  Nothing is written if a check fails; a failed write is undone.
         """
         require(
@@ -140,10 +145,9 @@ class TrajectoryStore:
             "one closed or open for reading",
         )
         step = check_integer(step, "step", minimum=0)
-        data = np.asarray(positions)
-        shape = (self.n_replicas, self.n_atoms, 3)
-        require(data.shape == shape, "positions", f"shape {list(shape)}", list(data.shape))
-        require(data.dtype == self.dtype, "positions", f"dtype {self.dtype}, as the restart file", data.dtype)
+        data = self._array("positions", positions)
+        require((velocities is not None) == self.has_velocities, "velocities",
+                "some in a file that has them, none in one that has not", "none" if velocities is None else "some")
         state = np.ones(self.n_replicas, bool) if alive is None else np.asarray(alive)
         require(state.shape == (self.n_replicas,), "alive", f"shape [{self.n_replicas}]", list(state.shape))
         state = state.astype(bool)
@@ -158,15 +162,18 @@ class TrajectoryStore:
             require(step > self._previous[0], "step", f"more than the last step {self._previous[0]}", step)
             back = np.flatnonzero(state & ~self._previous[1])
             require(back.size == 0, "alive", "lost replicas to stay lost", f"replica {back[:1]} alive again")
-        body = b"".join(
-            (
-                struct.pack("<q", step),
-                state.astype(np.uint8).tobytes(),
-                np.ascontiguousarray(data, self._record["positions"].base).tobytes(),
-            )
-        )
+        body = struct.pack("<q", step) + state.astype(np.uint8).tobytes() + data.tobytes()
+        if velocities is not None:
+            body += self._array("velocities", velocities).tobytes()
         self._write(body + struct.pack("<I", zlib.crc32(body)))
         self._previous = (step, state)
+
+    def _array(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Checked, and as the file holds it."""
+        data, shape = np.asarray(values), (self.n_replicas, self.n_atoms, 3)
+        require(data.shape == shape, name, f"shape {list(shape)}", list(data.shape))
+        require(data.dtype == self.dtype, name, f"dtype {self.dtype}, as the restart file", data.dtype)
+        return np.ascontiguousarray(data, self._record["positions"].base)
 
     def _write(self, record: bytes) -> None:
         written = 0
@@ -198,7 +205,7 @@ class TrajectoryStore:
             "one closed or open for reading",
         )
         require(self.n_frames > 0, "store", "at least one frame to keep", "none")
-        for key in ("n_replicas", "n_atoms", "dtype"):
+        for key in ("n_replicas", "n_atoms", "dtype", "velocities"):
             require(key not in updates, key, "no change of the file's layout", updates.get(key))
         header = _checked_header({**self.header, **updates})
         first_frame = self.first_frame + self.n_frames - 1
@@ -215,6 +222,12 @@ class TrajectoryStore:
             self.n_frames > 0, "store", "a restart file with at least one whole frame", f"none in {self.path}"
         )
         return next(self.frames(self.n_frames - 1))
+
+    def last_velocities(self) -> np.ndarray | None:
+        """Those of the last frame, [n_replicas, n_atoms, 3] nm/ps, a copy; None in a file without."""
+        if not self.has_velocities or self.n_frames == 0:
+            return None
+        return np.frombuffer(self._raw(self.n_frames - 1), self._record)[0]["velocities"].astype(self.dtype)
 
     def frames(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(step, positions, alive) of the records start, ..., stop - 1, as copies, each checksum verified."""
@@ -278,15 +291,10 @@ class TrajectoryStore:
 
 
 def _record_dtype(header: Mapping[str, Any]) -> np.dtype:
-    n_replicas, n_atoms = header["n_replicas"], header["n_atoms"]
-    return np.dtype(
-        [
-            ("step", "<i8"),
-            ("alive", "u1", (n_replicas,)),
-            ("positions", _DTYPES[header["dtype"]], (n_replicas, n_atoms, 3)),
-            ("crc", "<u4"),
-        ]
-    )
+    n_replicas, kind = header["n_replicas"], _DTYPES[header["dtype"]]
+    names = ["positions", "velocities"] if header.get("velocities") else ["positions"]
+    vectors = [(name, kind, (n_replicas, header["n_atoms"], 3)) for name in names]
+    return np.dtype([("step", "<i8"), ("alive", "u1", (n_replicas,)), *vectors, ("crc", "<u4")])
 
 
 def _checked_header(header: Mapping[str, Any], argument: str = "header") -> dict[str, Any]:
@@ -297,7 +305,9 @@ def _checked_header(header: Mapping[str, Any], argument: str = "header") -> dict
     require(
         header.get("dtype") in _DTYPES, f"{argument}.dtype", "float32 or float64", repr(header.get("dtype"))
     )
-    size = checked["n_replicas"] * (checked["n_atoms"] * 24 + 1)
+    require(header.get("velocities") in (None, False, True), f"{argument}.velocities", "true or false",
+            repr(header.get("velocities")))
+    size = checked["n_replicas"] * (checked["n_atoms"] * (48 if header.get("velocities") else 24) + 1)
     require(size < 2**31 - 64, f"{argument}.n_replicas", "frames below 2 GiB", f"{size} bytes in one frame")
     try:
         return json.loads(json.dumps(checked, allow_nan=False))
@@ -320,7 +330,7 @@ def _write_new(path: Path, header: Mapping[str, Any], first_frame: int, records:
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         _lock(fd, path, "path")
-        data = _PREFIX.pack(MAGIC, VERSION, len(text), zlib.crc32(text)) + text + records
+        data = _PREFIX.pack(MAGIC, 2 if header.get("velocities") else 1, len(text), zlib.crc32(text)) + text + records
         written = 0
         while written < len(data):
             written += os.pwrite(fd, data[written:], written)

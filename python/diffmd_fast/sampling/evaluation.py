@@ -12,6 +12,7 @@ from torch import Tensor
 from ..backend import say_once
 from ..errors import InputError, check_number, check_tensor, require
 from ..models.energy import require_score
+from .spring import _numbers
 
 DEFAULT_TEMPERATURE = 300.0  # K, of a model that does not say its T0
 
@@ -63,7 +64,7 @@ class Evaluator:
             )
         if energy is not None and energy.shape != positions.shape[:1]:
             raise InputError(f"model: expected an energy of shape [{positions.shape[0]}], got {list(energy.shape)}")
-        return energy, score.contiguous()
+        return None if energy is None else energy.to(positions).contiguous(), score.contiguous()
 
 
 def as_positions(value: Any, argument: str, model: Any) -> Tensor:
@@ -115,6 +116,19 @@ def model_temperature(model: Any) -> float:
         )
         return DEFAULT_TEMPERATURE
     return check_number(value, "model.temperature", above=0, unit="K")
+
+
+def model_masses(model: Any, masses: Any = None) -> float | tuple[float, ...]:
+    """Masses in Da, as given (a number, or one per atom) or else of the elements of ``model.molecule``.
+
+    Raises:
+        InputError: ``masses``: not above 0, or none given and the model names no elements.
+    """
+    if masses is not None:
+        return _numbers(masses, "masses", "Da")
+    values = getattr(getattr(model, "molecule", None), "masses", None)
+    require(values is not None, "masses", "a number or one per atom in Da", "none, and the model names no elements")
+    return values
 
 
 def fingerprint(model: Any) -> str:

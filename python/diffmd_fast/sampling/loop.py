@@ -1,4 +1,4 @@
-"""The loop of a run: evaluate, check, save, move; who is alive, and what becomes of a replica that is not."""
+"""The loop of a run: move, evaluate, check, save; who is alive, and what becomes of a replica that is not."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..interrupt import Interrupt
+from .integrators import Part
 from .reporters import Progress, Reporter
-from .spring import _row
+from .temperature import kinetic_temperature
 from .trajectory import Lost
 
 if TYPE_CHECKING:
@@ -22,71 +23,80 @@ MAX_SAID = 20  # losses reported one by one while running; all of them are in th
 class Run:
     """State of one run: positions, who is alive, and the loop."""
 
-    def __init__(
-        self,
-        sampler: Sampler,
-        positions: Tensor,
-        step: int,
-        lost: list[Lost],
-        frames: Any,
-        reporters: tuple[Reporter, ...],
-        bar: Progress,
-        batches: tuple[Tensor, ...] | None = None,
-    ):
+    def __init__(self, sampler: Sampler, positions: Tensor, step: int, lost: list[Lost], frames: Any,
+                 reporters: tuple[Reporter, ...], bar: Progress, velocities: Tensor | None = None,
+                 batches: tuple[Tensor, ...] | None = None):
         self.positions, self.step, self.lost = positions, step, list(lost)
         self._evaluate, self._frames, self._reporters, self._bar = sampler._evaluate, frames, reporters, bar
-        device = positions.device
-        diffusion_time = torch.tensor(_row(sampler.spring.diffusion_time), dtype=torch.float64, device=device)
-        variance = torch.tensor([sampler.temperature / sampler.model_temperature], dtype=torch.float64, device=device)
-        self._integrator = sampler._integrator(diffusion_time, variance, sampler.seed)
+        self._integrator = sampler._make_integrator(positions)
+        self._variance = sampler._variance
         self._support = sampler._support(positions)
-        # views: moving them moves the positions
-        self._batches = sampler._batches(positions) if batches is None else batches
-        size = len(self._batches[0])
-        self._first = [i * size for i in range(len(self._batches))]
-        self._first_replica = [sampler.first_replica + first for first in self._first]
-        self._evaluations: list[tuple[Tensor | None, Tensor] | None] = [None] * len(self._batches)
+        if velocities is None and self._integrator.uses_velocities:
+            variance = torch.as_tensor(self._variance(step, step + 1), device=positions.device)
+            velocities = self._integrator.draw_velocities(positions, sampler.first_replica, variance)
+        self.velocities = velocities
+        self.accepted = torch.zeros(len(positions), dtype=torch.int64, device=positions.device)
+        self.first_step, self.kinetic_temperatures = step, []
+        self._parts = self._cut(sampler._batches(positions) if batches is None else batches, sampler.first_replica)
         self.alive = np.ones(len(positions), bool)
         self.alive[[entry.replica for entry in lost]] = False
         self._good = positions.clone()  # where a replica is put back to when it is lost
         self._set_frozen()
 
+    def _cut(self, batches: tuple[Tensor, ...], first_replica: int) -> list[Part]:
+        """The batches, views into the positions, each with its views into what else is kept of a replica."""
+        parts, first = [], 0
+        for positions in batches:
+            rows = slice(first, first + len(positions))
+            velocities = None if self.velocities is None else self.velocities[rows]
+            parts.append(Part(positions, first, first_replica + first, velocities, self.accepted[rows]))
+            first += len(positions)
+        return parts
+
     @torch.no_grad()
-    def advance(
-        self, n_steps: int, save_every: int, check_every: int, interrupt: Interrupt, first_is_saved: bool
-    ) -> None:
+    def advance(self, n_steps: int, save_every: int, check_every: int, interrupt: Interrupt,
+                first_is_saved: bool) -> None:
         """Step until ``n_steps``, Ctrl-C, or the last replica's loss."""
-        positions, batches, evaluations = self.positions, self._batches, self._evaluations
-        evaluate, integrate = self._evaluate, self._integrator.step
-        first_step = self.step
-        while True:
+        for part in self._running:
+            part.energy, part.score = self._evaluate(part.positions)
+        if not first_is_saved:
+            self._check(self.step % save_every == 0)
+        while self.step < n_steps and self._running and not interrupt.asked:
+            self._step()
             step = self.step
-            due = step % check_every == 0 or step % save_every == 0 or step == n_steps
-            if step < n_steps or evaluate.has_energy:
-                for b in self._running:
-                    evaluations[b] = evaluate(batches[b])
-            if due and not (first_is_saved and step == first_step):
+            if step % check_every == 0 or step % save_every == 0 or step == n_steps:
                 self._check(step % save_every == 0)
-            if step == n_steps or interrupt.asked or not self._running:
-                return
-            for b in self._running:
-                integrate(batches[b], evaluations[b][1], self._first_replica[b], step)
-            if self._frozen is not None:
-                positions.index_copy_(0, self._frozen_rows, self._frozen)
-            self.step = step + 1
-            # One sum tells whether anything is not finite; which replica, only then.
-            total = positions.sum().item()
-            if total - total != 0.0:
-                self._lose_not_finite()
+
+    def _step(self) -> None:
+        step, running = self.step, self._running
+        variance = torch.as_tensor(self._variance(step, step + 1), device=self.positions.device)
+        for part in running:
+            self._integrator.move(part, self._evaluate, step, variance)
+        self._freeze()
+        self.step = step + 1
+        # One sum tells whether anything is not finite; which replica, only then.
+        total = self.positions.sum().item()
+        if total - total != 0.0:
+            self._lose_not_finite()
+        for part in running:
+            self._integrator.finish(part, *self._evaluate(part.positions), step, variance)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """Lost replicas move with their batch; here they are put back to where they stand."""
+        if self._frozen is None:
+            return
+        self.positions.index_copy_(0, self._frozen_rows, self._frozen)
+        if self.velocities is not None:
+            self.velocities.index_fill_(0, self._frozen_rows, 0.0)
 
     def _energy(self) -> Tensor | None:
         """Energies [replicas] at the current positions; NaN where nothing is evaluated any more."""
         if not self._evaluate.has_energy:
             return None
         energy = self.positions.new_full((len(self.positions),), float("nan"))
-        for b in self._running:
-            first, values = self._first[b], self._evaluations[b][0]
-            energy[first : first + len(values)] = values
+        for part in self._running:
+            energy[part.first : part.first + len(part.positions)] = part.energy
         return energy
 
     def _check(self, save: bool) -> None:
@@ -103,11 +113,15 @@ class Run:
             self._put_back()
         self._good.copy_(self.positions)
         if save:
-            self._save(self.step, self.positions, energy, self.alive)
+            self._save(self.step, self.positions, energy, self.alive, self.velocities)
         self._bar.update(self.step, int(self.alive.sum()), len(self.lost))
 
-    def _save(self, step: int, positions: Tensor, energy: Tensor | None, alive: np.ndarray) -> None:
-        self._frames.append(step, positions, alive)
+    def _save(self, step: int, positions: Tensor, energy: Tensor | None, alive: np.ndarray,
+              velocities: Tensor | None) -> None:
+        self._frames.append(step, positions, alive, velocities)
+        if velocities is not None:
+            kinetic = kinetic_temperature(velocities.cpu().numpy(), self._integrator.masses.cpu().numpy())
+            self.kinetic_temperatures.append(np.where(alive, kinetic, np.nan))
         for reporter in self._reporters:
             reporter(step, positions, energy, alive.copy())
 
@@ -115,8 +129,8 @@ class Run:
         good = torch.isfinite(self.positions).flatten(1).all(1).cpu().numpy()
         bad = np.flatnonzero(self.alive & ~good)
         for replica in bad.tolist():
-            b = replica // len(self._batches[0])
-            score = self._evaluations[b][1][replica - self._first[b]]
+            part = self._parts[replica // len(self._parts[0].positions)]
+            score = part.score[replica - part.first]
             what = "positions are" if bool(torch.isfinite(score).all()) else "score is"
             self._lose(replica, f"its {what} not finite", self.step)
         if len(bad):
@@ -137,11 +151,12 @@ class Run:
         rows = torch.from_numpy(np.flatnonzero(~self.alive)).to(self.positions.device)
         self.positions[rows] = self._good[rows]
         self._set_frozen()
+        self._freeze()
 
     def _set_frozen(self) -> None:
-        """Rows to keep in place, and the batches in which anybody still moves."""
+        """Rows to keep in place, and the parts in which anybody still moves."""
         rows = np.flatnonzero(~self.alive)
         self._frozen_rows = torch.from_numpy(rows).to(self.positions.device)
         self._frozen = self._good[self._frozen_rows] if len(rows) else None
-        ends = [first + len(batch) for first, batch in zip(self._first, self._batches)]
-        self._running = [b for b, (first, end) in enumerate(zip(self._first, ends)) if self.alive[first:end].any()]
+        ends = [part.first + len(part.positions) for part in self._parts]
+        self._running = [part for part, end in zip(self._parts, ends) if self.alive[part.first:end].any()]

@@ -26,8 +26,6 @@ def why_not_resident(sampler: Sampler, positions: Tensor) -> str | None:
     """Why a run must go step by step, or None when the resident loop serves it."""
     if not callable(getattr(sampler.model, "folded", None)):
         return f"{type(sampler.model).__name__} has no native evaluation of whole molecules"
-    if not sampler._integrator.resident:
-        return f"the integrator {sampler._integrator.name} has no resident form"
     if current_backend() not in ("auto", "native"):
         return f'the backend is "{current_backend()}"'
     if positions.dtype not in NATIVE_DTYPES:
@@ -46,16 +44,16 @@ class ResidentRun(Run):
         super().__init__(sampler, positions, *arguments, batches=(positions,))
         self._folded = sampler.model.folded(sampler.noise_level, positions.dtype)
         self._native = native("resident_sampler", positions.dtype)
-        self._first_replica_number = sampler.first_replica
         self._limits = self._support.limits()
         self._lost_positions = torch.empty_like(positions)
+        self._memory = (torch.empty_like(positions), torch.empty_like(positions), positions.new_empty(len(positions)),
+                        torch.zeros_like(positions))  # what integrators work in: csrc/resident_sampler.hpp
 
     @torch.no_grad()
-    def advance(
-        self, n_steps: int, save_every: int, check_every: int, interrupt: Interrupt, first_is_saved: bool
-    ) -> None:
-        energy, score = self._evaluate(self.positions)
-        self._evaluations[0] = (energy, score.contiguous())
+    def advance(self, n_steps: int, save_every: int, check_every: int, interrupt: Interrupt,
+                first_is_saved: bool) -> None:
+        part = self._parts[0]
+        part.energy, part.score = self._evaluate(self.positions)
         if not first_is_saved:
             self._check(self.step % save_every == 0)
         frame_bytes = max(1, self.positions.numel() * self.positions.element_size())
@@ -71,22 +69,39 @@ class ResidentRun(Run):
 
     def _call(self, end: int, last: int, save_every: int, check_every: int) -> None:
         """Run to step ``end`` natively, then do in order what the step-by-step loop does on its way."""
-        positions, (energy, score) = self.positions, self._evaluations[0]
+        positions = self.positions
         steps = [s * save_every for s in range(self.step // save_every + 1, end // save_every + 1)]
         frames = positions.new_empty((len(steps), *positions.shape))
-        energies = energy.new_empty((len(steps), len(positions)))
-        loss = np.where(self.alive, 0, LOST_BEFORE).astype(np.uint8)
-        lost_step = np.zeros(len(positions), np.int64)
+        energies = positions.new_empty((len(steps), len(positions)))
+        velocities = [None] * len(steps) if self.velocities is None else torch.empty_like(frames)
+        loss = torch.from_numpy(np.where(self.alive, 0, LOST_BEFORE).astype(np.uint8))
+        lost_step = torch.zeros(len(positions), dtype=torch.int64)
+        variance = torch.from_numpy(self._variance(self.step, end))
+        run = self._fields() | {
+            "first_step": self.step, "end_step": end, "last_step": last, "check_every": check_every,
+            "save_every": save_every, "variance": variance, "loss": loss, "lost_step": lost_step, "frames": frames,
+            "frame_energies": energies, "frame_velocities": None if self.velocities is None else velocities}
+        self._native(self._folded.description, {name: _address(value) for name, value in run.items()})
+        self._take(end, loss.numpy(), lost_step.numpy(), zip(steps, frames, energies, velocities))
+
+    def _fields(self) -> dict[str, Any]:
+        """What every native call of this run is given: fields of csrc/resident_sampler.hpp."""
+        part, rule = self._parts[0], self._integrator
         pairs, lowest, highest, energy_limit = self._limits
-        rule = self._integrator
-        self._native(
-            self._folded.description, len(positions), positions.data_ptr(), energy.data_ptr(), score.data_ptr(),
-            get_num_threads(), rule.diffusion_time.data_ptr(), rule.diffusion_time.numel() > 1, rule.variance.item(),
-            rule.seed, self._first_replica_number, self.step, end, last, check_every, save_every, len(pairs),
-            pairs.data_ptr(), lowest.data_ptr(), highest.data_ptr(), energy_limit, self._good.data_ptr(),
-            loss.ctypes.data, lost_step.ctypes.data, self._lost_positions.data_ptr(), frames.data_ptr(),
-            energies.data_ptr(),
-        )
+        langevin = {name: getattr(rule, name, None) for name in ("kick", "decay", "amplitude")}
+        other_positions, other_score, other_energy, zeros = self._memory
+        return langevin | {
+            "n_replicas": len(self.positions), "positions": self.positions, "energy": part.energy, "score": part.score,
+            "n_threads": get_num_threads(), "diffusion_time": rule.diffusion_time,
+            "diffusion_per_atom": rule.diffusion_time.numel() > 1, "rule": rule.rule,
+            "other_positions": other_positions, "other_score": other_score, "other_energy": other_energy,
+            "zeros": zeros, "velocities": self.velocities, "half_step": getattr(rule, "half_step", 0.0),
+            "accepted": self.accepted, "seed": rule.seed, "first_replica": part.first_replica, "n_pairs": len(pairs),
+            "pairs": pairs, "lowest": lowest, "highest": highest, "energy_limit": energy_limit, "good": self._good,
+            "lost_positions": self._lost_positions}
+
+    def _take(self, end: int, loss: np.ndarray, lost_step: np.ndarray, frames: Any) -> None:
+        """What the call left: who was lost, and frames (step, positions, energies, velocities)."""
         alive_before = self.alive.copy()
         gone = np.flatnonzero((loss > 0) & (loss < LOST_BEFORE))
         # As the loop meets them: by step, then those that are not finite before those outside the support.
@@ -95,10 +110,10 @@ class ResidentRun(Run):
         if len(gone):
             self._set_frozen()
         self.step = end if self._running else int(lost_step[gone].max())
-        for step, frame, values in zip(steps, frames, energies):
+        for step, positions, energies, velocities in frames:
             if step <= self.step:
                 alive = alive_before & ((loss == 0) | (lost_step > step))
-                self._save(step, frame, values, alive)
+                self._save(step, positions, energies, alive, velocities)
 
     def _reason(self, replica: int, loss: int) -> str:
         if loss == OUTSIDE:
@@ -106,3 +121,10 @@ class ResidentRun(Run):
             where = self._lost_positions[replica]
             return self._support.reason(where, self._evaluate(where[None])[0][0])
         return f"its {'score is' if loss == SCORE_NOT_FINITE else 'positions are'} not finite"
+
+
+def _address(value: Any) -> Any:
+    """Where a tensor lies, 0 for none; numbers as they are."""
+    if value is None:
+        return 0
+    return value.data_ptr() if isinstance(value, Tensor) else value

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..errors import InputError, require
@@ -75,7 +76,7 @@ class MemoryFrames:
         self._array = np.empty((n_frames, *positions.shape), positions.cpu().numpy().dtype)
         self.n_frames = 0
 
-    def append(self, step: int, positions: Tensor, alive: np.ndarray) -> None:
+    def append(self, step: int, positions: Tensor, alive: np.ndarray, velocities: Tensor | None) -> None:
         frame = self._array[self.n_frames]
         frame[:] = positions.cpu().numpy()
         frame[~alive] = np.nan
@@ -159,8 +160,8 @@ class FileFrames:
         before = self._per_replica if previous.sidecar is None else previous.sidecar["per_replica"]
         require(self._per_replica == before, "per_replica", f"{before}, as in the run to resume", self._per_replica)
 
-    def last(self) -> tuple[int, np.ndarray, list[Lost]]:
-        """(step, positions, lost) of the last whole frame; a killed run leaves no reasons."""
+    def last(self) -> tuple[int, np.ndarray, list[Lost], Tensor | None]:
+        """(step, positions, lost, velocities) of the last whole frame; a killed run leaves no reasons."""
         step, positions, alive = self.store.last()
         lost = [Lost(*entry) for entry in self.store.header.get("lost", [])]
         known = {entry.replica for entry in lost}
@@ -171,10 +172,12 @@ class FileFrames:
                 Lost(replica, int(steps[counts[replica]]), "lost before the run was stopped and resumed")
                 for replica in missing
             ]
-        return step, positions, lost
+        velocities = self.store.last_velocities()
+        return step, positions, lost, None if velocities is None else torch.from_numpy(velocities)
 
-    def append(self, step: int, positions: Tensor, alive: np.ndarray) -> None:
-        self.store.append(step, positions.cpu().numpy(), alive)
+    def append(self, step: int, positions: Tensor, alive: np.ndarray, velocities: Tensor | None) -> None:
+        rates = None if velocities is None else velocities.cpu().numpy()
+        self.store.append(step, positions.cpu().numpy(), alive, rates)
 
     def finish(self, lost: list[Lost], complete: bool) -> None:
         """Write the trajectory; after a complete run the restart file keeps what an extension needs."""

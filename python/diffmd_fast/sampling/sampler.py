@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import check_integer, check_number, require
+from ..errors import check_integer, require
 from ..interrupt import Interrupt
-from .evaluation import Evaluator, as_positions, fingerprint, model_temperature
-from .integrators import find_integrator
+from .evaluation import Evaluator, as_positions, fingerprint, model_masses, model_temperature
+from .integrators import EulerMaruyama, find_integrator
 from .loop import Run
 from .reporters import Progress, Reporter
 from .resident import ResidentRun, why_not_resident
 from .restart import FileFrames, MemoryFrames, hash_positions
-from .spring import Spring, _row
+from .schedule import Schedule
+from .spring import MOLAR_GAS_CONSTANT, Spring, _row
 from .stability import Stability, check_stability
 from .support import Support
 from .trajectory import RunInterrupted, Trajectory
@@ -33,10 +34,14 @@ class Sampler:
         spring: time step and diffusion coefficient.
         temperature: T in K of the run, by default the model's own T0 (300 K, said once, where the model has
             no ``temperature``).  It scales the noise by T/T0 and leaves the drift (docs/theory.md section 1).
+            (step, K) pairs make a schedule, with straight lines between them: :class:`Schedule`.
         seed: 0 .. 2^64 - 1.  The noise depends on (seed, replica, step, atom) only.
         noise_level: sigma in nm at which the score is taken; default the model's smallest.  The run samples
             the density smoothed by it: every variance is larger by sigma^2.
-        integrator: the rule that moves positions; ``"euler-maruyama"``.
+        integrator: the rule that moves positions: ``"euler-maruyama"`` (the paper's step),
+            ``"leimkuhler-matthews"`` (averages to second order at no cost), ``"heun"``, ``"metropolis"`` (exact
+            for the energy) or ``"baoab"`` (with velocities); docs/theory.md section 4.
+        masses: Da, one number or one per atom, for ``"baoab"``; default the elements' of the model's molecule.
         first_replica: number of the first replica in the noise; a run of replicas 64..127 continues one of
             0..63.
         batch_size: replicas evaluated together, default all.  Affects memory and speed, not the result (bit
@@ -60,6 +65,7 @@ class Sampler:
         *,
         noise_level: float | None = None,
         integrator: str = "euler-maruyama",
+        masses: Any = None,
         first_replica: int = 0,
         batch_size: int | None = None,
         force: bool = False,
@@ -76,14 +82,16 @@ class Sampler:
         require(resident in (None, True, False), "resident", "None, True or False", repr(resident))
         self.resident = resident
         self.model_temperature = model_temperature(model)
-        self.temperature = (
-            self.model_temperature
-            if temperature is None
-            else check_number(temperature, "temperature", above=0, unit="K")
-        )
+        self.schedule = Schedule(self.model_temperature if temperature is None else temperature)
+        self.temperature = self.schedule.value
         self.seed = check_integer(seed, "seed", minimum=0, maximum=2**64 - 1)
         self.noise_level = self._evaluate.noise_level
         self._integrator = find_integrator(integrator)
+        require(self._evaluate.has_energy or not self._integrator.needs_energy, "integrator",
+                "one that needs no energy, as the model has only a score", repr(integrator))
+        require(masses is None or self._integrator.uses_velocities, "masses", "none without velocities",
+                f"masses for {integrator}")
+        self.masses = model_masses(model, masses) if self._integrator.uses_velocities else None
         self.first_replica = check_integer(first_replica, "first_replica", minimum=0, maximum=2**32 - 1)
         self.batch_size = (
             None if batch_size is None else check_integer(batch_size, "batch_size", minimum=1, maximum=2**31 - 1)
@@ -94,7 +102,7 @@ class Sampler:
         noise = "" if self.noise_level is None else f", noise level {self.noise_level:g} nm"
         return (
             f"{self._integrator.name}: {self.spring}; spring constant kT0 k = {kappa:.4g} kJ/mol/nm^2 "
-            f"at T0 = {self.model_temperature:g} K; T = {self.temperature:g} K{noise}"
+            f"at T0 = {self.model_temperature:g} K; T = {self.schedule}{noise}"
         )
 
     def run(
@@ -171,9 +179,9 @@ class Sampler:
                 progress,
             )
         with closing(frames):
-            first_step, lost = 0, []
+            first_step, lost, velocities = 0, [], None
             if resume:
-                first_step, stored, lost = frames.last()
+                first_step, stored, lost, velocities = frames.last()
                 require(
                     first_step <= n_steps,
                     "n_steps",
@@ -188,27 +196,52 @@ class Sampler:
             ):
                 loop, remark = self._loop(start)
                 bar.note(f"{stability}; {remark}")
-                run = loop(self, start, first_step, lost, frames, reporters, bar)
+                run = loop(self, start, first_step, lost, frames, reporters, bar, velocities)
                 run.advance(n_steps, save_every, check_every, interrupt, first_is_saved=resume)
-            saved = frames.finish(run.lost, complete=not interrupt.asked)
-            final = run.positions.cpu().numpy().copy()
-            final[~run.alive] = np.nan
-            trajectory = Trajectory(
-                saved,
-                final,
-                save_every * np.arange(frames.n_frames),
-                run.lost,
-                run.step,
-                self.spring,
-                self.temperature,
-                self.noise_level,
-                self.seed,
-                stability,
-                frames.path,
-            )
+            trajectory = self._trajectory(run, frames, save_every, stability, complete=not interrupt.asked)
         if interrupt.asked:
             raise RunInterrupted(trajectory)
         return trajectory
+
+    def _trajectory(self, run: Run, frames: Any, save_every: int, stability: Stability, complete: bool) -> Trajectory:
+        saved = frames.finish(run.lost, complete=complete)
+
+        def per_replica(values: Tensor) -> np.ndarray:  # NaN for those lost
+            array = values.cpu().numpy().copy()
+            array[~run.alive] = np.nan
+            return array
+
+        taken = run.step - run.first_step
+        counted = self._integrator.counts_acceptance and taken > 0
+        return Trajectory(
+            positions=saved,
+            final_positions=per_replica(run.positions),
+            steps=save_every * np.arange(frames.n_frames),
+            lost=run.lost,
+            n_steps=run.step,
+            spring=self.spring,
+            temperature=self.temperature,
+            noise_level=self.noise_level,
+            seed=self.seed,
+            stability=stability,
+            path=frames.path,
+            acceptance=per_replica(run.accepted.double() / taken) if counted else None,
+            final_velocities=None if run.velocities is None else per_replica(run.velocities),
+            kinetic_temperature=np.array(run.kinetic_temperatures) if self._integrator.uses_velocities else None,
+        )
+
+    def _make_integrator(self, positions: Tensor) -> EulerMaruyama:
+        diffusion_time = torch.tensor(_row(self.spring.diffusion_time), dtype=torch.float64, device=positions.device)
+        if not self._integrator.uses_velocities:
+            return self._integrator(diffusion_time, self.seed)
+        masses = torch.tensor(_row(self.masses), dtype=torch.float64, device=positions.device)
+        thermal_energy = MOLAR_GAS_CONSTANT * self.model_temperature
+        return self._integrator(diffusion_time, self.seed, masses.expand(positions.shape[1]).contiguous(),
+                                thermal_energy, self.spring.time_step)
+
+    def _variance(self, step: int, end: int) -> np.ndarray:
+        """T/T0 of the moves from step, ..., end - 1, float64."""
+        return self.schedule.at(np.arange(step, end)) / self.model_temperature
 
     def _loop(self, start: Tensor) -> tuple[type[Run], str]:
         """The class that runs it, and what to say of it: why not the fast one, where it is not."""
@@ -235,9 +268,11 @@ class Sampler:
             )
 
     def _check_spring(self, start: Tensor) -> Stability:
-        n = len(_row(self.spring.diffusion_time))
-        require(n in (1, start.shape[1]), "diffusion", f"a number or {start.shape[1]} values, one per atom", n)
-        return check_stability(self.model, self.spring, start, self._evaluate.argument, self.force)
+        for name, values in (("diffusion", self.spring.diffusion), ("masses", self.masses)):
+            n = 1 if values is None else len(_row(values))
+            require(n in (1, start.shape[1]), name, f"a number or {start.shape[1]} values, one per atom", n)
+        return check_stability(self.model, self.spring, start, self._evaluate.argument, self.force,
+                               integrator=self._integrator.name, masses=self.masses)
 
     def _support(self, positions: Tensor) -> Support:
         return Support(
@@ -286,14 +321,21 @@ class Sampler:
         return {
             "time_step": self.spring.time_step,
             "diffusion": list(diffusion) if isinstance(diffusion, tuple) else diffusion,
-            "temperature": self.temperature,
+            "temperature": self.schedule.json,
             "model_temperature": self.model_temperature,
             "noise_level": self.noise_level,
             "seed": self.seed,
             "first_replica": self.first_replica,
             "integrator": self._integrator.name,
+            **self._of_velocities(),
             "save_every": save_every,
             "check_every": check_every,
             "model": fingerprint(self.model),
             **known,
         }
+
+    def _of_velocities(self) -> dict[str, Any]:
+        """In the header only of runs that have them, so that others stay what version 1.0 wrote."""
+        if self.masses is None:
+            return {}
+        return {"velocities": True, "masses": list(self.masses) if isinstance(self.masses, tuple) else self.masses}

@@ -14,30 +14,42 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, check_integer, check_number, require
-from .evaluation import Evaluator, as_positions
-from .spring import Spring, _row
+from .evaluation import DEFAULT_TEMPERATURE, Evaluator, as_positions, model_masses, model_temperature
+from .integrators import INTEGRATORS, EulerMaruyama, find_integrator
+from .spring import MOLAR_GAS_CONSTANT, Spring, _row
 
-LIMIT = 2.0
-DEFAULT_NUMBER = 0.25  # D dt L of the default time step: the stiffest mode's variance is then 14% too large
+DEFAULT_NUMBER = 0.25  # D dt L of the default time step: Euler-Maruyama's stiffest variance is then 14% too large
 MAX_FRAMES = 16
 
 
 @dataclass(frozen=True)
 class Stability:
-    """``curvature`` L in 1/nm^2, and ``number`` = D dt L, which must stay below 2."""
+    """``curvature`` L in 1/nm^2, and the ``number`` that says how large the integrator's step is beside it.
+
+    The number is D dt L, and dt^2 L kT0/m for ``"baoab"``; it must stay below ``limit``: 2, and 4 there.
+    ``"metropolis"`` has no limit: it only accepts less.
+    """
 
     curvature: float
     number: float
+    integrator: str = "euler-maruyama"
+
+    @property
+    def limit(self) -> float:
+        return INTEGRATORS[self.integrator].limit
 
     @property
     def inflation(self) -> float:
-        """How much too large the step makes the variance of the stiffest mode, 1/(1 - D dt L/2) - 1."""
-        return 1 / (1 - self.number / 2) - 1 if self.number < LIMIT else float("inf")
+        """What the step adds to the variance of the stiffest mode, relative; Euler-Maruyama: 1/(1 - D dt L/2) - 1."""
+        return INTEGRATORS[self.integrator].inflation(self.number) if self.number < self.limit else float("inf")
 
     def __str__(self) -> str:
-        text = f"D dt L = {self.number:.3g} (limit {LIMIT:g}; largest curvature L = {self.curvature:.4g} 1/nm^2)"
-        if 0 < self.number < LIMIT:
-            text += f"; the step widens the stiffest mode's variance by {100 * self.inflation:.2g}%"
+        rule = INTEGRATORS[self.integrator]
+        limit = "no limit" if rule.limit == float("inf") else f"limit {rule.limit:g}"
+        text = f"{rule.number_text} = {self.number:.3g} ({limit}; largest curvature L = {self.curvature:.4g} 1/nm^2)"
+        if 0 < self.number < rule.limit and (change := 100 * self.inflation):
+            changes = "widens" if change > 0 else "narrows"
+            text += f"; the step {changes} the stiffest mode's variance by {abs(change):.2g}%"
         return text
 
 
@@ -91,7 +103,7 @@ def _lanczos(evaluate: Evaluator, frames: Tensor, step: float, n_iterations: int
     vector = vector / vector.norm(dim=1, keepdim=True)
     basis, diagonal, off_diagonal = [vector], [], []
     for _ in range(n_iterations):
-        product = _hessian_times(evaluate, frames, basis[-1], step)
+        product = hessian_times(evaluate, frames, basis[-1], step)
         diagonal.append((product * basis[-1]).sum(1))
         for _ in range(2):  # twice is enough to keep the basis orthogonal
             for other in basis:
@@ -108,34 +120,44 @@ def _lanczos(evaluate: Evaluator, frames: Tensor, step: float, n_iterations: int
     return torch.linalg.eigvalsh(matrix).max().item()
 
 
-def _hessian_times(evaluate: Evaluator, frames: Tensor, vector: Tensor, step: float) -> Tensor:
+def hessian_times(evaluate: Evaluator, frames: Tensor, vector: Tensor, step: float) -> Tensor:
     displacement = (step * vector).view(frames.shape)
     pair = torch.cat([frames + displacement, frames - displacement]).to(frames.dtype)
     ahead, behind = evaluate(pair)[1].double().chunk(2)
     return ((behind - ahead) / (2 * step)).flatten(1)
 
 
-def default_time_step(curvature: float, diffusion: Any) -> float:
-    """The time step in ps with D dt L = 0.25: the variance of the stiffest mode is then 1/(1 - 0.125), 14%
-    too large.
+def default_time_step(curvature: float, diffusion: Any, integrator: str = "euler-maruyama",
+                      masses: Any = None, temperature: float = DEFAULT_TEMPERATURE) -> float:
+    """The time step in ps at which the number of :class:`Stability` is 0.25.
 
-    Everything softer is proportionally better: a mode of a tenth of the curvature is 1.3% too wide.
-    ``diffusion`` in nm^2/ps, a number or one per atom (the largest counts); ``curvature`` in 1/nm^2.
+    With Euler-Maruyama the variance of the stiffest mode is then 1/(1 - 0.125), 14% too large, and everything softer
+    is proportionally better: a mode of a tenth of the curvature is 1.3% too wide.
+
+    Args:
+        curvature: L in 1/nm^2.
+        diffusion: nm^2/ps, a number or one per atom (the largest counts).
+        integrator: its name.
+        masses: Da, a number or one per atom (the smallest counts), and temperature: T0 in K, for ``"baoab"``.
     """
     curvature = check_number(curvature, "curvature", above=0, unit="1/nm^2")
-    spring = Spring.from_time_step(1.0, diffusion)
-    return DEFAULT_NUMBER / (curvature * max(_row(spring.diffusion)))
+    unit = Spring.from_time_step(1.0, diffusion)
+    number = _number(find_integrator(integrator), curvature, unit, masses, temperature)
+    return (DEFAULT_NUMBER / number) ** (1 / _power(integrator))
 
 
-def choose_spring(model: Any, positions: Any, diffusion: Any, noise_level: float | None = None) -> Spring:
-    """The spring of the default time step, from the curvature at ``positions``."""
+def choose_spring(model: Any, positions: Any, diffusion: Any, noise_level: float | None = None,
+                  integrator: str = "euler-maruyama", masses: Any = None) -> Spring:
+    """The spring of the default time step, from the curvature at ``positions``; masses as :class:`Sampler` has them."""
+    masses = model_masses(model, masses) if find_integrator(integrator).uses_velocities else None
     curvature = estimate_curvature(model, positions, noise_level)
     if curvature <= 0:
         raise InputError(
             f"time_step: expected a value (no default: the energy curves down, L = {curvature:.3g} 1/nm^2, "
             "at every starting frame), got none"
         )
-    return Spring.from_time_step(default_time_step(curvature, diffusion), diffusion)
+    time_step = default_time_step(curvature, diffusion, integrator, masses, model_temperature(model))
+    return Spring.from_time_step(time_step, diffusion)
 
 
 def check_stability(
@@ -145,25 +167,41 @@ def check_stability(
     noise_level: float | None = None,
     force: bool = False,
     curvature: float | None = None,
+    integrator: str = "euler-maruyama",
+    masses: Any = None,
 ) -> Stability:
-    """D dt L of a run; ``curvature`` in 1/nm^2 where it is known already.
+    """How large a run's step is; ``curvature`` in 1/nm^2 where it is known already, masses in Da for ``"baoab"``.
 
     Raises:
-        InputError: D dt L >= 2 and not ``force``; the message names ``time_step`` or ``stiffness``, whichever
-            the spring was made from, and the value at the limit.
+        InputError: a step at or over the limit (D dt L >= 2) and not ``force``; the message names ``time_step`` or
+            ``stiffness``, whichever the spring was made from, and the value at the limit.
     """
+    rule = find_integrator(integrator)
     if curvature is None:
         curvature = estimate_curvature(model, positions, noise_level)
-    stability = Stability(curvature, max(_row(spring.diffusion_time)) * curvature)
-    if stability.number >= LIMIT and not force:
-        ratio = LIMIT / stability.number
+    number = _number(rule, curvature, spring, masses, model_temperature(model))
+    stability = Stability(curvature, number, rule.name)
+    if stability.number >= rule.limit and not force:
+        ratio = (rule.limit / stability.number) ** (1 / _power(rule.name))
         if spring.given == "stiffness":
             limit = f"above {max(_row(spring.stiffness)) / ratio:.4g} 1/nm^2"
             value = f"{max(_row(spring.stiffness)):.4g} 1/nm^2"
         else:
             limit, value = f"below {spring.time_step * ratio:.4g} ps", f"{spring.time_step:.4g} ps"
         raise InputError(
-            f"{spring.given}: expected {limit} (stability: D dt L < {LIMIT:g}), got {value} with D dt L = "
-            f"{stability.number:.3g}; force runs it all the same"
+            f"{spring.given}: expected {limit} (stability: {rule.number_text} < {rule.limit:g}), got {value} with "
+            f"{rule.number_text} = {stability.number:.3g}; force runs it all the same"
         )
     return stability
+
+
+def _number(rule: type[EulerMaruyama], curvature: float, spring: Spring, masses: Any, temperature: float) -> float:
+    if not rule.uses_velocities:
+        return max(_row(spring.diffusion_time)) * curvature
+    lightest = min(_row(model_masses(None, masses)))
+    return spring.time_step**2 * curvature * MOLAR_GAS_CONSTANT * temperature / lightest
+
+
+def _power(integrator: str) -> int:
+    """Of the time step in the number."""
+    return 2 if INTEGRATORS[integrator].uses_velocities else 1

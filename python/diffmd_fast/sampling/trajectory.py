@@ -31,8 +31,13 @@ class Trajectory:
         steps: [n_frames] step of every frame: 0, save_every, 2 save_every, ...
         lost: the replicas that were stopped, in the order of their loss.
         n_steps: steps run, which is fewer than asked for after Ctrl-C or when every replica was lost.
-        temperature, noise_level: K and nm (None where the model does not say).
+        temperature: K, or the (step, K) pairs of a schedule.
+        noise_level: nm (None where the model does not say).
         stability: largest curvature found and D dt L.
+        acceptance: share of the steps of this call that were accepted, [n_replicas] (NaN for lost ones), of
+            ``"metropolis"``; else None.
+        final_velocities: [n_replicas, n_atoms, 3] nm/ps, of ``"baoab"``; else None.
+        kinetic_temperature: K at the frames that this call saved, [frames, n_replicas], of ``"baoab"``; else None.
     """
 
     positions: np.ndarray | None
@@ -41,11 +46,14 @@ class Trajectory:
     lost: list[Lost]
     n_steps: int
     spring: Spring
-    temperature: float
+    temperature: float | tuple[tuple[int, float], ...]
     noise_level: float | None
     seed: int
     stability: Stability
     path: Path | None = None
+    acceptance: np.ndarray | None = None
+    final_velocities: np.ndarray | None = None
+    kinetic_temperature: np.ndarray | None = None
 
     @property
     def n_frames(self) -> int:

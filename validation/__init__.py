@@ -1,0 +1,1 @@
+"""The package against exact answers and real molecules: `make validate` writes docs/validation.md."""

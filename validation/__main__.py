@@ -1,0 +1,127 @@
+"""Run the validation and write docs/validation.md.
+
+    python -m validation                       # every part, under an hour on two cores
+    python -m validation harmonic double_well  # only these; the page keeps the others' last results
+    python -m validation --page                # the page again from the results there are
+
+Each part runs in a process of its own, whose time and memory are stated.  Results are kept in validation-output/, so a
+run that was stopped has lost only the part it was in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "validation-output"
+PAGE = ROOT / "docs" / "validation.md"
+BEGIN, END = "<!-- begin: written by make validate -->", "<!-- end: written by make validate -->"
+
+# name: module and function; in the order of the page.
+PARTS = {
+    "harmonic": "exact.harmonic",
+    "double_well": "exact.double_well",
+    "muller_brown": "exact.muller_brown",
+    "temperature": "exact.temperature",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m validation", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS) + "; default: all")
+    parser.add_argument("--page", action="store_true", help="only write the page")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # run one part in this process
+    arguments = parser.parse_args()
+    unknown = sorted(set(arguments.parts) - set(PARTS))
+    if unknown:
+        parser.error(f"PART: expected some of {', '.join(PARTS)}, got {', '.join(unknown)}")
+    RESULTS.mkdir(exist_ok=True)
+    if arguments.here:
+        run_here(arguments.parts[0])
+        return
+    failed = []
+    for name in [] if arguments.page else arguments.parts or PARTS:
+        print(f"== {name}", flush=True)
+        done = subprocess.run([sys.executable, "-m", "validation", "--here", name], cwd=ROOT)
+        failed += [name] if done.returncode else []
+        write_page()
+    write_page()
+    print(f"page in {PAGE.relative_to(ROOT)}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    sys.exit(1 if failed else 0)
+
+
+def run_here(name: str) -> None:
+    module, function = PARTS[name].split(".")
+    started = time.monotonic()
+    part = getattr(importlib.import_module(f"validation.{module}"), function)()
+    result = asdict(part) | {
+        "date": str(date.today()), "commit": commit(), "machine": machine(), "seconds": time.monotonic() - started,
+        "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False))
+    for row in part.rows:
+        print("  ", verdict(row.reached), f"{row.system}: {row.quantity}: {row.measured} (wanted {row.wanted})",
+              row.remark)
+    print(f"   {result['seconds']:.0f} s, {result['megabytes']:.0f} MB", flush=True)
+
+
+def commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "--short=8", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"
+
+
+def machine() -> str:
+    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+             if line.startswith("model name")]
+    return f"{names[0] if names else 'unknown processor'}, {os.cpu_count()} cores"
+
+
+def verdict(reached: bool | None) -> str:
+    return {True: "reached", False: "**missed**", None: "shown"}[reached]
+
+
+def write_page() -> None:
+    """The part of the page between its two marks, from every result there is."""
+    text = PAGE.read_text()
+    before, after = text[: text.index(BEGIN)], text[text.index(END) :]
+    PAGE.write_text(f"{before}{BEGIN}\n\n{document()}\n{after}")
+
+
+def document() -> str:
+    results = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in PARTS
+               if (RESULTS / f"{name}.json").is_file()}
+    rows = [row for result in results.values() for row in result["rows"] if row["reached"] is not None]
+    missed = [row for row in rows if not row["reached"]]
+    seconds = sum(result["seconds"] for result in results.values())
+    lines = [f"{len(rows) - len(missed)} of {len(rows)} reached; {seconds / 60:.0f} minutes in all."]
+    absent = [name for name in PARTS if name not in results]
+    if absent:
+        lines.append(f"Not run: {', '.join(absent)}.")
+    for result in results.values():
+        lines += ["", f"## {result['title']}", "",
+                  f"{result['date']}, commit {result['commit']}, {result['machine']}: {result['seconds']:.0f} s, "
+                  f"{result['megabytes']:.0f} MB.", "",
+                  "| system | quantity | measured | wanted | | |", "|---|---|---|---|---|---|"]
+        for row in result["rows"]:
+            cells = (*(row[key] for key in ("system", "quantity", "measured", "wanted")), verdict(row["reached"]),
+                     row["remark"])
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        for remark in result["remarks"]:
+            lines += ["", remark]
+        for path, caption in result["pictures"]:
+            lines += ["", f"![{caption}]({path})", "", f"*{caption}*"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
