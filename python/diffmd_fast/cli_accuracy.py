@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,9 +65,11 @@ def recommend(model, snapshots, topology, diffusion, noise_levels, time_steps, l
     _tell(result, out)
     if result.spring is None:
         raise click.exceptions.Exit(1)
-    noise = "" if result.noise_level is None else f" --noise-level {result.noise_level:g}"
-    _say(f"diffmd-fast sample {model} --init {snapshots[0]} --diffusion {diffusion:g} --time-step "
-         f"{result.spring.time_step:.4g}{noise} --steps 20000 --out traj.xtc")
+    words = ["diffmd-fast", "sample", model, "--init", snapshots[0], "--diffusion", f"{diffusion:g}", "--time-step",
+             f"{result.spring.time_step:.4g}"]
+    words += [] if result.noise_level is None else ["--noise-level", f"{result.noise_level:g}"]
+    words += [] if topology is None else ["--topology", topology]
+    _say(shlex.join([*words, "--steps", "20000", "--out", "traj.xtc"]))
 
 
 def _tell(result, out):

@@ -267,4 +267,4 @@ class ErrorBudget:
 def plain(estimate: Estimate | None) -> dict[str, float] | None:
     if estimate is None or not math.isfinite(estimate.value):
         return None
-    return {"value": estimate.value, "error": estimate.error}
+    return {"value": estimate.value, "error": estimate.error if math.isfinite(estimate.error) else None}

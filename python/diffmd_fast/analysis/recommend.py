@@ -340,8 +340,8 @@ class _Scan:
             grid,
         )
 
-    def _configurational(self, level: float | None, frames: Tensor, pieces: list[np.ndarray]) -> Estimate:
-        """Configurational temperature over T0, - 1.
+    def _configurational(self, level: float | None, frames: Tensor, pieces: list[np.ndarray]) -> Estimate | None:
+        """Configurational temperature over T0, - 1; None where the energy does not curve up on average.
 
         As `sampling.configurational_temperature`, but weighted by D, as the step's inflation is, and with an error
         that knows of correlated frames.
@@ -350,6 +350,8 @@ class _Scan:
             Evaluator(self.precise, level), frames, self.settings.diffusion, RUN_PROBES, seed=self.settings.seed
         )
         squares, traces = probes.squares_and_traces(self.curvature)
+        if not (np.isfinite(squares).all() and np.isfinite(traces).all() and traces.mean() < 0):
+            return None
         ratio = estimate_ratio(frame_units(pieces, [squares]), squares, -traces)
         return Estimate(ratio.value - 1, ratio.error)
 

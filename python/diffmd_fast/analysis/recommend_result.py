@@ -211,8 +211,12 @@ def percent(value: float | Estimate | None) -> str:
     if value is None:
         return "-"
     if isinstance(value, Estimate):
-        return f"{100 * value.value:.1f} +- {100 * value.error:.1f}%"
-    return f"{100 * value:.1f}%" if math.isfinite(value) else "unstable"
+        return f"{_short(100 * value.value)} +- {_short(100 * value.error)}%"
+    return f"{_short(100 * value)}%" if math.isfinite(value) else "unstable"
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}" if abs(value) < 1e4 else f"{value:.2g}"
 
 
 def text(value: float | Estimate | None) -> str:
