@@ -222,7 +222,7 @@ def test_all_atom_snapshots_serve_a_heavy_atom_model(folder, tmp_path):
 def test_info_and_help():
     assert "backend    native     available" in call("info").stdout
     assert json.loads(call("info", "--json").stdout)["versions"]["diffmd_fast"] == diffmd_fast.__version__
-    for command in ("train", "sample", "report"):
+    for command in ("train", "recommend", "sample", "report", "budget"):
         text = call(command, "--help").stdout
         assert "Example:" in text and f"diffmd-fast {command}" in text
     assert "Example:" in call("--help").stdout

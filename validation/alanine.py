@@ -83,7 +83,8 @@ def faces(part: Part, system: str, model, snapshots: Snapshots, reference: Refer
     step, level = settings["time_step_ps"], settings["noise_level_nm"]
     part.remarks.append(f"{settings['n_replicas']} replicas × {settings['n_steps'] * step:.0f} ps "
                         f"({settings['integrator']}, time step {step:.3g} ps, D = {DIFFUSION:.4g} nm²/ps), "
-                        f"{found.lost} replicas lost; {found.frames['generated']} frames generated; noise level {level:g} nm.")
+                        f"{found.lost} replicas lost; {found.frames['generated']} frames generated; noise level "
+                        f"{level:g} nm.")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The command line: diffmd-fast train | sample | report | info.
+"""The command line: diffmd-fast train | recommend | sample | report | budget | info.
 
 Exit code 0 on success, 2 on bad input with one line on stderr that begins with the argument's name, 1 when a run
 itself failed (every replica lost, a loss that became NaN, no memory), 130 after Ctrl-C.  No traceback unless --debug.
@@ -6,14 +6,15 @@ itself failed (every replica lost, a loss that became NaN, no memory), 130 after
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import warnings
 from pathlib import Path
 
 import click
 
-from .errors import InputError, NonFiniteError, UnavailableError, require
+from .cli_accuracy import budget, recommend
+from .cli_common import QUIET, TOPOLOGY, _load_model, _one_or_many, _say, _spring
+from .errors import InputError, NonFiniteError, UnavailableError, called, require
 
 
 class _Group(click.Group):
@@ -53,12 +54,10 @@ def cli(debug: bool, threads: int | None, backend: str):
 # Python's names that the command line calls otherwise.
 _OPTIONS = {"n_steps": "steps", "n_replicas": "replicas", "n_features": "features", "n_blocks": "blocks",
             "max_seconds": "minutes", "n_threads": "threads", "initial_positions": "init", "out_dir": "out",
-            "header.n_replicas": "replicas", "path": "out"}
+            "header.n_replicas": "replicas", "n_probes": "probes", "path": "out"}
 
 ATOMS = click.option("--atoms", default="all", show_default=True, metavar="WHICH",
                      help="heavy, all, or an MDTraj selection such as 'backbone'.")
-TOPOLOGY = click.option("--topology", metavar="PDB", help="Names and bonds, where the snapshots' format has none.")
-QUIET = click.option("--quiet", is_flag=True, help="No progress bar.")
 
 
 @cli.command()
@@ -112,6 +111,9 @@ def train(snapshots, topology, atoms, temperature, out, steps, minutes, batch_si
     last = model.training_record["history"][-1]
     _say(f"best held-out loss {last['held_out_loss']:.4f} at step {last['step']}; model in {out}, "
          f"loss figure in {Path(out).with_suffix('.loss.png')}")
+
+
+cli.add_command(recommend)  # in the order of use
 
 
 @cli.command()
@@ -222,7 +224,7 @@ def report(trajectory, reference, out, topology, reference_topology, atoms, dihe
     from .io import match_atoms, read_snapshots
 
     run = read_snapshots(_one_or_many(trajectory), topology=topology, argument="trajectory")
-    with _called("topology", "reference_topology"):
+    with called("topology", "reference_topology"):
         other = read_snapshots(_one_or_many(reference), topology=reference_topology, argument="reference",
                                atoms="all" if atoms == "matching" else atoms)
     if atoms == "matching":
@@ -239,6 +241,9 @@ def report(trajectory, reference, out, topology, reference_topology, atoms, dihe
     _say(f"report in {Path(out) / 'report.html'}")
 
 
+cli.add_command(budget)
+
+
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Machine readable.")
 def info(as_json: bool):
@@ -253,37 +258,8 @@ def info(as_json: bool):
         show_config()
 
 
-def _say(line: str) -> None:
-    """What the user is told goes to stdout; stderr holds the progress bar and the one line of an error."""
-    click.echo(line)
-
-
 def _complain(line: str) -> None:
     click.echo(line, err=True)
-
-
-def _one_or_many(paths):
-    return paths[0] if len(paths) == 1 else list(paths)
-
-
-def _load_model(path: str):
-    """load_model, whose "path" the command line calls "model"."""
-    from .models import load_model
-
-    with _called("path", "model"):
-        return load_model(path)
-
-
-@contextlib.contextmanager
-def _called(python_name: str, name: str):
-    """Errors about ``python_name`` become errors about ``name``."""
-    try:
-        yield
-    except InputError as error:
-        argument, _, rest = str(error).partition(":")
-        if argument != python_name:
-            raise
-        raise InputError(f"{name}:{rest}") from error
 
 
 def _require_new(allowed: bool, there: Path | None) -> None:
@@ -378,19 +354,6 @@ def _numbers(text, name):
     except ValueError:
         raise InputError(f"{name}: expected a number, or several between commas, got {text!r}") from None
     return numbers if len(numbers) > 1 else numbers[0]
-
-
-def _spring(energy, start, out, time_step, stiffness, diffusion, noise_level, integrator, masses):
-    """From what was given, else from the run that is resumed, else from the energy's largest curvature."""
-    from .sampling import Spring, choose_spring, stored_spring
-
-    if time_step is not None:
-        return Spring.from_time_step(time_step, diffusion)
-    if stiffness is not None:
-        return Spring.from_stiffness(stiffness, diffusion)
-    if start is None:
-        return Spring.from_time_step(stored_spring(out).time_step, diffusion)
-    return choose_spring(energy, start, diffusion, noise_level, integrator, masses)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,8 +7,10 @@ prints that line and exits with 2.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -28,6 +30,18 @@ def require(condition: bool, argument: str, expected: str, got: Any) -> None:
     """Raise :class:`InputError` ``"argument: expected ..., got ..."`` unless ``condition`` holds."""
     if not condition:
         raise InputError(f"{argument}: expected {expected}, got {_one_line(got)}")
+
+
+@contextlib.contextmanager
+def called(inner_name: str, name: str) -> Iterator[None]:
+    """Errors about ``inner_name`` become errors about ``name``, which is what the caller knows the argument by."""
+    try:
+        yield
+    except InputError as error:
+        argument, _, rest = str(error).partition(":")
+        if argument != inner_name:
+            raise
+        raise InputError(f"{name}:{rest}") from error
 
 
 def _one_line(value: Any) -> str:
@@ -112,6 +126,16 @@ def check_folder(folder: Any, argument: str) -> None:
     except OSError as error:
         raise InputError(f"{argument}: expected a folder that can be written to, got {str(folder)!r} "
                          f"({error.strerror})") from None
+
+
+def check_new_folder(path: Any, argument: str) -> Any:
+    """A folder that exists or can be made, as a Path; asked before a long run, nothing is made."""
+    from pathlib import Path
+
+    target = Path(path)
+    require(not target.exists() or target.is_dir(), argument, "a folder", f"the file {target}")
+    check_folder(next(folder for folder in (target, *target.parents) if folder.exists()), argument)
+    return target
 
 
 def check_finite(value: Any, argument: str) -> None:

@@ -1,4 +1,4 @@
-"""Does a run sample the right thing, and how fast: averages, structure, kinetics, free energies, divergence, report."""
+"""Does a run sample the right thing, how fast, and how far from the exact dynamics; and how to run a model."""
 
 from .autocorrelation import (
     Autocorrelation,
@@ -8,8 +8,10 @@ from .autocorrelation import (
     dihedral_autocorrelation,
 )
 from .averages import Average, average, circular_average
+from .budget_result import ErrorBudget, Estimate
 from .comparison import Comparison, compare
 from .divergence import SamplingFloor, Units, independent_units, jensen_shannon, resampling_units, sampling_floor
+from .error_budget import error_budget
 from .fokker_planck import (
     RelaxationComparison,
     RelaxationRates,
@@ -60,6 +62,8 @@ from .observable_figures import (
     scalar_figure,
     timescales_figure,
 )
+from .recommend import ScanInterrupted, recommend
+from .recommend_result import NoisePoint, Recommendation, StepPoint
 from .replicas import Replicas, find_replicas
 from .report import report
 from .structure import align, correlation_matrix, end_to_end_distance, radius_of_gyration, rmsd, rmsd_matrix
@@ -69,16 +73,22 @@ __all__ = [
     "Average",
     "Comparison",
     "DihedralAutocorrelation",
+    "ErrorBudget",
+    "Estimate",
     "FreeEnergyDifference",
     "FreeEnergyProfile",
     "HopRates",
     "ImpliedTimescales",
     "MbarFreeEnergies",
+    "NoisePoint",
+    "Recommendation",
     "RelaxationComparison",
     "RelaxationRates",
     "RelaxationTime",
     "Replicas",
     "SamplingFloor",
+    "ScanInterrupted",
+    "StepPoint",
     "Tica",
     "Units",
     "Vamp2Score",
@@ -100,6 +110,7 @@ __all__ = [
     "distances",
     "double_well_rates",
     "end_to_end_distance",
+    "error_budget",
     "find_replicas",
     "free_energy",
     "free_energy_profile",
@@ -116,6 +127,7 @@ __all__ = [
     "profile_figure",
     "radius_of_gyration",
     "ramachandran_basin",
+    "recommend",
     "relaxation_rates",
     "relaxation_time",
     "report",

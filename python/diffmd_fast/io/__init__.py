@@ -2,7 +2,7 @@
 
 from .matching import match_atoms
 from .molecule import Molecule
-from .snapshots import Snapshots, load_topology, read_snapshots
+from .snapshots import Snapshots, load_topology, read_forces, read_snapshots
 from .store import TrajectoryStore
 from .trajectory import check_output, write_trajectory
 
@@ -13,6 +13,7 @@ __all__ = [
     "check_output",
     "load_topology",
     "match_atoms",
+    "read_forces",
     "read_snapshots",
     "write_trajectory",
 ]

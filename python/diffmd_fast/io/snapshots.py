@@ -114,6 +114,24 @@ def _read_file(path: Path, topology: Any, atoms: str, argument: str) -> Snapshot
     )
 
 
+def read_forces(path: str | os.PathLike, shape: tuple[int, ...], argument: str = "forces") -> np.ndarray:
+    """The array ``forces`` of an NPZ file, kJ/mol/nm as float64, of the shape [frames, atoms, 3] that is given.
+
+    Raises :class:`InputError` for a file that is missing, damaged or of another format, an array that is not there or
+    of another shape or kind, and values that are not finite.
+    """
+    path = Path(path)
+    require(path.suffix.lower() == ".npz", argument, "a file ending in .npz", str(path))
+    require(path.is_file(), argument, "an existing file", str(path))
+    with reading(path, argument), np.load(path, allow_pickle=False) as archive:
+        forces = archive["forces"] if "forces" in archive.files else None
+    require(forces is not None, argument, "an NPZ file with an array forces", f"{path} without one")
+    require(forces.shape == tuple(shape) and forces.dtype.kind == "f", argument,
+            f"floats {list(shape)}, one force a frame and atom", f"{forces.dtype} {list(forces.shape)} in {path}")
+    require(bool(np.isfinite(forces).all()), argument, "finite values", f"NaN or infinity in {path}")
+    return forces.astype(np.float64)
+
+
 def load_topology(topology: str | os.PathLike | Molecule) -> Molecule:
     """The molecule of a structure file (PDB, PRMTOP, ... through MDTraj; NPZ), or the Molecule given."""
     if isinstance(topology, Molecule):

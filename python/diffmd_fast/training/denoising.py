@@ -41,5 +41,10 @@ def denoising_loss(model, positions: Tensor, noise: Tensor, noise_level: Tensor,
     with torch.enable_grad():
         energy = model(noised, noise_level)
         (gradient,) = torch.autograd.grad(energy.sum(), noised, create_graph=create_graph)
-    degrees_of_freedom = 3 * max(positions.shape[1] - 1, 1)
-    return (noise - sigma * gradient).square().sum((1, 2)) / degrees_of_freedom
+    return denoising_error(-gradient, noise, noise_level)
+
+
+def denoising_error(score: Tensor, noise: Tensor, noise_level: Tensor) -> Tensor:
+    """|sigma s + xi|^2 per degree of freedom [frames], of a score [frames, atoms, 3] taken at x + sigma xi."""
+    degrees_of_freedom = 3 * max(score.shape[1] - 1, 1)
+    return (noise + noise_level[:, None, None] * score).square().sum((1, 2)) / degrees_of_freedom
