@@ -33,6 +33,7 @@ PARTS = {
     "double_well": "exact.double_well",
     "muller_brown": "exact.muller_brown",
     "temperature": "exact.temperature",
+    "error_budgets": "budget.error_budgets",
     "butane_exact": "alkanes.butane_exact",
     "butane_temperature": "alkanes.butane_temperature",
     "butane": "alkanes.butane",
