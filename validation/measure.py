@@ -39,8 +39,8 @@ class Part:
 
 def number(value: float, error: float) -> str:
     """1.2345 +- 0.0012: the error to two digits, the value to the same place."""
-    if not (math.isfinite(value) and math.isfinite(error) and error > 0):
-        return f"{value:.5g}"
+    if not (math.isfinite(value) and math.isfinite(error) and error > 1e-7 * abs(value)):
+        return f"{value:.6g}"
     places = max(0, 1 - math.floor(math.log10(error)))
     return f"{value:.{places}f} ± {error:.{places}f}"
 
