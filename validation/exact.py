@@ -136,10 +136,10 @@ def double_well() -> Part:
 def muller_brown() -> Part:
     model = MullerBrown(energy_scale=0.03)
     axes = [np.linspace(-0.45, 0.3, 751), np.linspace(-0.3, 0.45, 751)]  # the rim is beyond 30 kT0
-    surface = Surface("Müller–Brown", model, muller_brown_curvature(model), axes, 60.0, 16384)
+    surface = Surface("Müller–Brown", model, muller_brown_curvature(model), axes, 30.0, 16384)
     part = Part("Surface of Müller and Brown")
     orders(part, surface)
-    relaxation(part, "Müller–Brown", MullerBrown(energy_scale=0.04), muller_brown_rates, 2)
+    relaxation(part, "Müller–Brown", model, muller_brown_rates, 2)
     return part
 
 
@@ -196,10 +196,10 @@ def relaxation(part: Part, system: str, model, rates_of, n_axes: int) -> None:
     diffusion = 0.01
     rates = rates_of(model, diffusion)
     curvature = model.well_stiffness if n_axes == 1 else muller_brown_curvature(model)
-    time_step = 0.02 / (curvature * diffusion)  # the step's own effect is of order D dt L
+    time_step = 0.04 / (curvature * diffusion)  # the step's own effect is of order D dt L
     every = max(1, int(rates.times[0] / 40 / time_step))
-    n_steps = int(60 * rates.times[0] / time_step) // every * every
-    start = torch.zeros(1024, 1, 3)
+    n_steps = int(30 * rates.times[0] / time_step) // every * every
+    start = torch.zeros(2048, 1, 3)
     start[:, 0, : n_axes] = torch.tensor([model.half_distance] if n_axes == 1 else [-0.0558, 0.1442])
     frames = Sampler(model, Spring.from_time_step(time_step, diffusion), seed=8).run(
         start, n_steps, every, check_every=n_steps).positions[:, :, 0, :n_axes]
