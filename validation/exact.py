@@ -136,7 +136,7 @@ def double_well() -> Part:
 def muller_brown() -> Part:
     model = MullerBrown(energy_scale=0.03)
     axes = [np.linspace(-0.45, 0.3, 751), np.linspace(-0.3, 0.45, 751)]  # the rim is beyond 30 kT0
-    surface = Surface("Müller–Brown", model, muller_brown_curvature(model), axes, 30.0, 16384)
+    surface = Surface("Müller–Brown", model, muller_brown_curvature(model), axes, 30.0, 4096)
     part = Part("Surface of Müller and Brown")
     orders(part, surface)
     relaxation(part, "Müller–Brown", model, muller_brown_rates, 2)
@@ -188,6 +188,7 @@ def stationary_error(surface: Surface, start: Tensor, name: str, value: float, e
     sampler = Sampler(surface.model, Spring.from_time_step(time_step, diffusion), integrator=name, masses=masses,
                       seed=7, force=True)
     mean, error = stationary_mean(sampler, start, surface.energy, n_steps, n_steps // 5, every)
+    print(f"   {surface.name}, {name} at {value:g}: {mean - exact:+.5f} +- {error:.5f}", flush=True)
     return time_step, mean - exact, error
 
 
