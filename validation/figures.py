@@ -27,7 +27,7 @@ def save(figure, name: str) -> str:
     return f"images/validation_{name}.png"
 
 
-def order_figure(system: str, lines: dict) -> str:
+def order_figure(system: str, quantity: str, lines: dict) -> str:
     figure, axis = new_figure(6.4, 4.0)
     for name, (steps, errors, standard_errors) in lines.items():
         x = np.array(steps) / max(steps)
@@ -36,7 +36,7 @@ def order_figure(system: str, lines: dict) -> str:
             line = np.polyfit(np.log(x), np.log(np.abs(errors)), 1, w=np.abs(errors) / np.array(standard_errors))
             axis.plot(x, np.exp(np.polyval(line, np.log(x))), color=COLORS[name], lw=1)
     axis.set(xscale="log", yscale="log", xlabel="time step / largest one of its integrator",
-             ylabel="|error of ⟨E⟩| (kT0)", title=system)
+             ylabel=f"|error of {quantity}|", title=system)
     axis.legend(frameon=False, fontsize=8)
     return save(figure, "order_" + ("double_well" if system == "double well" else "muller_brown"))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from diffmd_fast.sampling import Sampler
@@ -56,28 +57,35 @@ def within(system: str, quantity: str, value: float, error: float, exact: float,
 
 
 class Means:
-    """A reporter that keeps the sum over frames of a function of the positions, for every replica."""
+    """A reporter that keeps, for every replica, the sums over frames of a function of the positions and of another.
 
-    def __init__(self, function: Callable[[Tensor], Tensor], first_step: int):
-        self.function, self.first_step, self.n, self.sum = function, first_step, 0, 0.0
+    The result is the ratio of their means; without ``over`` that of the function itself.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], first_step: int,
+                 over: Callable[[Tensor], Tensor] | None = None):
+        self.function, self.over, self.first_step = function, over, first_step
+        self.above = self.below = 0.0
 
     def __call__(self, step: int, positions: Tensor, energy: Tensor | None, alive: np.ndarray) -> None:
         if step >= self.first_step:
             if not alive.all():
                 raise RuntimeError(f"replica {int(np.flatnonzero(~alive)[0])} was lost by step {step}")
-            self.sum = self.sum + self.function(positions).double()
-            self.n += 1
+            values = self.function(positions).double()
+            self.above = self.above + values
+            self.below = self.below + (torch.ones_like(values) if self.over is None else self.over(positions).double())
 
     def result(self) -> tuple[float, float]:
-        """Mean over frames and replicas, and its standard error from the replicas' scatter: they are independent."""
-        means = self.sum / self.n
-        return means.mean().item(), means.std().item() / len(means) ** 0.5
+        """Over frames and replicas; the standard error is from the replicas' scatter: they are independent."""
+        mean = (self.above.sum() / self.below.sum()).item()
+        scatter = (self.above - mean * self.below).std().item() / self.below.mean().item()
+        return mean, scatter / len(self.above) ** 0.5
 
 
 def stationary_mean(sampler: Sampler, start: Tensor, function: Callable[[Tensor], Tensor], n_steps: int, burn_in: int,
-                    every: int) -> tuple[float, float]:
-    """Mean of ``function(positions) -> [replicas]`` over steps burn_in .. n_steps and its standard error."""
-    means = Means(function, burn_in)
+                    every: int, over: Callable[[Tensor], Tensor] | None = None) -> tuple[float, float]:
+    """Mean of ``function(positions) -> [replicas]`` over steps burn_in .. n_steps, and its standard error."""
+    means = Means(function, burn_in, over)
     sampler.run(start, n_steps, every, reporters=[means], check_every=n_steps)
     return means.result()
 
