@@ -179,14 +179,15 @@ def orders(part: Part, surface: Surface) -> None:
         lines[name] = (steps, errors, standard_errors)
         if name == "metropolis":
             for value, error, standard in zip(numbers, errors, standard_errors):
-                part.rows.append(within(surface.name, f"{surface.quantity} of metropolis, D Δt L = {value:g}", exact + error, standard,
-                                        exact))
+                quantity = f"{surface.quantity} of metropolis, D Δt L = {value:g}"
+                part.rows.append(within(surface.name, quantity, exact + error, standard, exact))
             continue
         slope, error = measured_order(steps, errors, standard_errors)
         first = name == "euler-maruyama"
         shown = ", ".join(f"{e:+.4f}" for e in errors)
         sizes = f"{'Δt² L kT0/m' if name == 'baoab' else 'D Δt L'} = {', '.join(map(str, numbers))}"
-        part.rows.append(Row(surface.name, f"order of the error of {surface.quantity} with {name}", number(slope, error),
+        quantity = f"order of the error of {surface.quantity} with {name}"
+        part.rows.append(Row(surface.name, quantity, number(slope, error),
                              "1.0 ± 0.2" if first else "at least 1.8", 0.8 <= slope <= 1.2 if first else slope >= 1.8,
                              f"errors {shown} (each ± {max(standard_errors):.4f}) at {sizes}"))
     caption = (f"{surface.name}: error of {surface.quantity} against the time step, each in units of its integrator's "
