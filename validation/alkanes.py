@@ -7,9 +7,9 @@ from functools import partial
 
 import numpy as np
 import torch
-from diffmd_fast.analysis.structure import correlation_matrix, radius_of_gyration
 
 from diffmd_fast.analysis import dihedral_angles
+from diffmd_fast.analysis.structure import correlation_matrix, radius_of_gyration
 from diffmd_fast.models import TraPPEAlkane
 from diffmd_fast.sampling import Sampler, Spring, choose_spring
 from diffmd_fast.training import Settings
