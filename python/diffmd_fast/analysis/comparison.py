@@ -237,10 +237,9 @@ def compare(
         for k, name in enumerate(chosen.names)
     }
     columns = chosen.surface_columns
-    run_units = _units(replicas, run_angles[:, columns], [autocorrelations[name] for name in chosen.surface])
-    reference_units = _units(
-        order,
-        reference_angles[:, columns],
+    run_units = units_of(replicas.split(run_angles[:, columns]), [autocorrelations[name] for name in chosen.surface])
+    reference_units = units_of(
+        order.split(reference_angles[:, columns]),
         [dihedral_autocorrelation(order.split(reference_angles[:, k])) for k in columns],
     )
     step("divergence and its floor")
@@ -281,9 +280,10 @@ def compare(
     )
 
 
-def _units(replicas: Replicas, angles: np.ndarray, functions: list[DihedralAutocorrelation]) -> Units:
+def units_of(replicas: Sequence[np.ndarray], functions: list[DihedralAutocorrelation]) -> Units:
+    """Independent pieces of replicas [frames, ...], by the slowest of their dihedrals' autocorrelations."""
     slowest = max(function.integrated_time for function in functions)
-    return resampling_units(replicas.split(angles), slowest, all(function.resolved for function in functions))
+    return resampling_units(replicas, slowest, all(function.resolved for function in functions))
 
 
 def _populations(chosen: Dihedrals, run: Units, reference: Units) -> dict[str, list[Population]]:

@@ -314,3 +314,32 @@ def sampling_floor(
         not reasons,
         "; ".join(reasons),
     )
+
+
+def histogram_floor(
+    run: Units, error: np.ndarray, *, divergence: float = np.inf, n_pairs: int = 200, seed: int = 0
+) -> SamplingFloor:
+    """The floor against a histogram of known standard errors, [bins] or [bins, bins], in place of frames.
+
+    Q is the run's own smoothed density plus independent normal errors, bin by bin.  Errors of a weighted histogram
+    are correlated between bins, but the mean of a divergence of nearby histograms depends on their variances only.
+    """
+    n_pairs = check_integer(n_pairs, "n_pairs", minimum=20)
+    error = np.asarray(error, dtype=np.float64)
+    bins = len(error)
+    run = run.with_values(bin_coordinates(check_angles(run.values, "run"), bins))
+    require(error.shape == (bins,) * run.values.shape[1], "error", f"bins for {run.values.shape[1]} angle(s)",
+            f"shape {list(error.shape)}")
+    rng = np.random.default_rng(seed)
+    density = np.mean([h / h.sum() for h in (_smoothed_resample(run, bins, rng) for _ in range(32))], axis=0)
+
+    def pair(p: np.ndarray) -> float:
+        return _divergence(p, np.maximum(density + error.ravel() * rng.standard_normal(density.shape), 0))
+
+    values = np.array([pair(_smoothed_resample(run, bins, rng)) for _ in range(n_pairs)])
+    naive = np.mean([pair(_smoothed_frames(run.values, len(run.values), bins, rng)) for _ in range(10)])
+    return SamplingFloor(
+        float(values.mean()), float(values.std(ddof=1)), float(np.quantile(values, 0.95)), float(naive),
+        float((1 + (values >= divergence).sum()) / (1 + n_pairs)), n_pairs, run.description,
+        "weighted histogram", 0, run.reliable, f"run: {run.reason}" if run.reason else "",
+    )

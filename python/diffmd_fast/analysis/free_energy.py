@@ -114,7 +114,7 @@ class Population:
     reference_error: float
 
 
-def _share(units: Sequence[np.ndarray], basin: int) -> tuple[float, float]:
+def share(units: Sequence[np.ndarray], basin: int) -> tuple[float, float]:
     """Share of a basin and its standard error between units (ratio estimator)."""
     inside = np.array([(unit == basin).sum() for unit in units], dtype=np.float64)
     total = np.array([len(unit) for unit in units], dtype=np.float64)
@@ -133,4 +133,4 @@ def basin_populations(
     run, reference: basin index per frame, one array for each unit that counts as independent (a replica, a
     block longer than the correlation time, a single frame).  names: of the basins, by index.
     """
-    return [Population(name, *_share(run, basin), *_share(reference, basin)) for basin, name in enumerate(names)]
+    return [Population(name, *share(run, basin), *share(reference, basin)) for basin, name in enumerate(names)]

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InputError, check_folder, check_integer, check_number, require
+from ..errors import InputError, check_integer, check_number
 from .comparison import Comparison, LengthStatistics, compare
+from .consistency_table import check_target
 from .figures import ALL_FIGURES, draw_all, symbol
 from .page import build_page
 from .verdict import HEADLINES, Statement, judge
@@ -60,9 +61,7 @@ def report(
     bonds.png, distances.png, energy.png (those that apply), report.json and report.html.
     Raises `InputError` for atoms that differ, unknown dihedrals, bad numbers, and frames that are not finite.
     """
-    target = Path(out_dir)
-    require(not target.exists() or target.is_dir(), "out_dir", "a folder", f"the file {target}")
-    check_folder(next(folder for folder in (target, *target.parents) if folder.exists()), "out_dir")
+    target = check_target(out_dir)
     check_integer(seed, "seed", minimum=0)
     check_integer(n_pairs, "n_pairs", minimum=20)
     check_integer(energy_frames, "energy_frames", minimum=1)

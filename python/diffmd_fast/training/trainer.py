@@ -48,6 +48,10 @@ class Settings:
     warm_up: int = 200
     ema_decay: float = 0.999
     noise_levels: tuple[float, float] = (0.002, 0.5)
+    noise_focus: float = 1.0
+    noise_floor: float = 0.0
+    torsion_fade: float = 0.02
+    antithetic: bool = False
     n_features: int = 64
     n_blocks: int = 3
     cutoff: float = 1.0
@@ -200,7 +204,8 @@ def _split(snapshots: Snapshots, settings: Settings) -> tuple[Tensor, Tensor]:
 def _start(frames: Tensor, molecule: Molecule, temperature: float, settings: Settings) -> State:
     torch.manual_seed(settings.seed)
     model = prepare_model(frames, molecule, temperature, n_features=settings.n_features, n_blocks=settings.n_blocks,
-                          cutoff=settings.cutoff, noise_levels=settings.noise_levels)
+                          cutoff=settings.cutoff, noise_levels=settings.noise_levels,
+                          noise_floor=settings.noise_floor, torsion_fade=settings.torsion_fade)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
     return State(model, deepcopy(model), optimizer, history=[])
 
@@ -208,10 +213,8 @@ def _start(frames: Tensor, molecule: Molecule, temperature: float, settings: Set
 def _step(state: State, frames: Tensor, settings: Settings) -> float:
     """One optimizer step.  Batch and noise are functions of (seed, step), so a resumed run draws the same."""
     generator = torch.Generator().manual_seed((settings.seed << 32) + state.step)
-    index = torch.randint(len(frames), (settings.batch_size,), generator=generator)
-    levels = draw_noise_levels(settings.batch_size, settings.noise_levels, generator)
-    batch = frames[index]
-    loss = denoising_loss(state.model, batch, draw_noise(batch.shape, generator), levels).mean()
+    batch, noise, levels = _draw_batch(frames, settings, generator)
+    loss = denoising_loss(state.model, batch, noise, levels).mean()
     if not math.isfinite(value := loss.item()):
         raise NonFiniteError(f"loss: {value} at training step {state.step}; lower learning_rate "
                              f"({settings.learning_rate:g})")
@@ -226,6 +229,18 @@ def _step(state: State, frames: Tensor, settings: Settings) -> float:
     with torch.no_grad():
         torch._foreach_lerp_(list(state.average.parameters()), list(state.model.parameters()), 1 - decay)
     return value
+
+
+def _draw_batch(frames: Tensor, settings: Settings, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Frames [batch, atoms, 3], noise of the same shape and noise levels [batch] of one step."""
+    n = -(-settings.batch_size // 2) if settings.antithetic else settings.batch_size
+    index = torch.randint(len(frames), (n,), generator=generator)
+    levels = draw_noise_levels(n, settings.noise_levels, generator, settings.noise_focus)
+    batch = frames[index]
+    noise = draw_noise(batch.shape, generator)
+    if settings.antithetic:
+        return batch.repeat(2, 1, 1), torch.cat([noise, -noise]), levels.repeat(2)
+    return batch, noise, levels
 
 
 def _progress(state: State, settings: Settings) -> float:
