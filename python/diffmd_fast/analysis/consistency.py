@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -71,7 +72,7 @@ def read_reference(path: str | os.PathLike) -> ReferenceHistogram:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, BadZipFile) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"reference: expected an .npz file, got {str(path)!r} ({reason})") from None
     require("probability" in arrays, "reference", "an array named probability", ", ".join(arrays) or "no array")
@@ -188,10 +189,11 @@ def consistency(
     """
     from ..sampling import Sampler, Spring, choose_spring, reverse_diffusion
 
-    for name, value, least in (("n_replicas", n_replicas, 1), ("n_steps", n_steps, 10), ("save_every", save_every, 1),
-                               ("n_generated", n_generated, 8), ("noise_steps", noise_steps, 1), ("bins", bins, 2),
-                               ("seed", seed, 0), ("n_pairs", n_pairs, 20)):
-        check_integer(value, name, minimum=least)
+    for name, value, least, most in (("n_replicas", n_replicas, 1, 2**24), ("n_steps", n_steps, 10, 2**56),
+                                     ("save_every", save_every, 1, None), ("n_generated", n_generated, 8, 2**24),
+                                     ("noise_steps", noise_steps, 1, 2**20), ("bins", bins, 2, 1024),
+                                     ("seed", seed, 0, 2**64 - 1), ("n_pairs", n_pairs, 20, 2**20)):
+        check_integer(value, name, minimum=least, maximum=most)
     spring = None if time_step is None else Spring.from_time_step(time_step, diffusion)
     require(save_every <= 0.9 * n_steps, "save_every", f"at most {int(0.9 * n_steps)} of {n_steps} steps", save_every)
     frames, chosen = _check_frames(model, snapshots, dihedrals)
@@ -204,9 +206,9 @@ def consistency(
                                                          n_replicas, seed)])
     if spring is None:
         spring = choose_spring(model, start, diffusion)
+    sampler = Sampler(model, spring, seed=seed, integrator=integrator)
     generated = reverse_diffusion(model, n_generated, seed=seed, n_steps=noise_steps, batch_size=BATCH,
                                   progress=progress)
-    sampler = Sampler(model, spring, seed=seed, integrator=integrator)
     trajectory = sampler.run(start, n_steps, save_every, progress=progress)
     blurred = _blurred(frames, getattr(model, "noise_level", 0.0) or 0.0)
     simulated = _by_replica(trajectory.positions)
