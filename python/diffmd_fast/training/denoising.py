@@ -32,7 +32,13 @@ def draw_noise(shape: torch.Size, generator: torch.Generator) -> Tensor:
 
 
 def denoising_loss(model, positions: Tensor, noise: Tensor, noise_level: Tensor, create_graph: bool = True) -> Tensor:
-    """|sigma s(x + sigma xi, sigma) + xi|^2 per degree of freedom, for each frame [frames].
+    """|sigma s(x + sigma xi, sigma) + xi|^2 per degree of freedom, for each frame [frames]; see `energy_and_loss`."""
+    return energy_and_loss(model, positions, noise, noise_level, create_graph)[2]
+
+
+def energy_and_loss(model, positions: Tensor, noise: Tensor, noise_level: Tensor,
+                    create_graph: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """Noised frames x + sigma xi [frames, atoms, 3], their energies [frames] in kT0, and the denoising loss [frames].
 
     ``positions`` [frames, atoms, 3] nm, ``noise`` xi of the same shape, ``noise_level`` sigma [frames] nm.
     The score is minus the gradient of the model's energy, so the drift is conservative.
@@ -43,4 +49,5 @@ def denoising_loss(model, positions: Tensor, noise: Tensor, noise_level: Tensor,
         energy = model(noised, noise_level)
         (gradient,) = torch.autograd.grad(energy.sum(), noised, create_graph=create_graph)
     degrees_of_freedom = 3 * max(positions.shape[1] - 1, 1)
-    return (noise - sigma * gradient).square().sum((1, 2)) / degrees_of_freedom
+    loss = (noise - sigma * gradient).square().sum((1, 2)) / degrees_of_freedom
+    return noised.detach(), energy, loss

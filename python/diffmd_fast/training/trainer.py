@@ -20,7 +20,8 @@ from ..interrupt import Interrupt
 from ..io import Molecule, Snapshots
 from ..models import SchNet
 from ..models.checkpoint import save_model
-from .denoising import denoising_loss, draw_noise, draw_noise_levels
+from .contrast import Moves, contrastive_loss
+from .denoising import denoising_loss, draw_noise, draw_noise_levels, energy_and_loss
 from .preparation import centred, check_bonds, measure_support, prepare_model
 
 
@@ -52,6 +53,7 @@ class Settings:
     noise_floor: float = 0.0
     torsion_fade: float = 0.02
     antithetic: bool = False
+    contrast: float = 0.0
     n_features: int = 64
     n_blocks: int = 3
     cutoff: float = 1.0
@@ -80,6 +82,7 @@ class State:
     model: SchNet
     average: SchNet
     optimizer: torch.optim.Adam
+    moves: Moves
     step: int = 0
     seconds: float = 0.0
     best: float = math.inf
@@ -207,14 +210,18 @@ def _start(frames: Tensor, molecule: Molecule, temperature: float, settings: Set
                           cutoff=settings.cutoff, noise_levels=settings.noise_levels,
                           noise_floor=settings.noise_floor, torsion_fade=settings.torsion_fade)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
-    return State(model, deepcopy(model), optimizer, history=[])
+    return State(model, deepcopy(model), optimizer, Moves(molecule), history=[])
 
 
 def _step(state: State, frames: Tensor, settings: Settings) -> float:
     """One optimizer step.  Batch and noise are functions of (seed, step), so a resumed run draws the same."""
     generator = torch.Generator().manual_seed((settings.seed << 32) + state.step)
     batch, noise, levels = _draw_batch(frames, settings, generator)
-    loss = denoising_loss(state.model, batch, noise, levels).mean()
+    noised, energy, losses = energy_and_loss(state.model, batch, noise, levels)
+    loss = losses.mean()
+    if settings.contrast:
+        moved = state.moves(noised, generator)
+        loss = loss + settings.contrast * contrastive_loss(energy, state.model(moved, levels)).mean()
     if not math.isfinite(value := loss.item()):
         raise NonFiniteError(f"loss: {value} at training step {state.step}; lower learning_rate "
                              f"({settings.learning_rate:g})")
