@@ -68,7 +68,7 @@ class Moves:
 
 
 def _turn(x: Tensor, b: int, c: int, side: list[int], angle: Tensor) -> Tensor:
-    """The atoms ``side`` of frames [frames, atoms, 3] turned by ``angle`` [frames] about the axis b to c (Rodrigues)."""
+    """The atoms ``side`` of frames [frames, atoms, 3], turned by ``angle`` [frames] about b to c (Rodrigues)."""
     axis = torch.nn.functional.normalize(x[:, c] - x[:, b], dim=-1)[:, None]
     arm = x[:, side] - x[:, c, None]
     cosine, sine = angle.cos()[:, None, None], angle.sin()[:, None, None]
