@@ -8,16 +8,15 @@ import torch
 from torch import Tensor
 
 
-def draw_noise_levels(n: int, levels: tuple[float, float], generator: torch.Generator, focus: float = 1.0) -> Tensor:
+def draw_noise_levels(n: int, levels: tuple[float, float], generator: torch.Generator) -> Tensor:
     """Noise levels [n] in nm for one batch, stratified so that every batch covers the range.
 
-    With t the place of log sigma between the smallest (0) and the largest level (1), the density is
-    (1 + focus) (1 - t)^focus: dynamics runs at the smallest level, so accuracy is wanted there; the large ones
-    serve reverse diffusion only.  0 is uniform in log sigma.
+    log sigma has a density that falls linearly from the smallest to the largest level: dynamics runs at the
+    smallest one, so accuracy is wanted there; the large ones serve reverse diffusion only.
     """
     low, high = math.log(levels[0]), math.log(levels[1])
     u = (torch.arange(n) + torch.rand(n, generator=generator)) / n
-    return torch.exp(low + (high - low) * (1 - (1 - u) ** (1 / (1 + focus))))
+    return torch.exp(low + (high - low) * (1 - torch.sqrt(1 - u)))
 
 
 def draw_noise(shape: torch.Size, generator: torch.Generator) -> Tensor:

@@ -21,7 +21,7 @@ from ..io import Molecule, Snapshots
 from ..models import SchNet
 from ..models.checkpoint import save_model
 from .contrast import Moves, contrastive_loss
-from .denoising import denoising_loss, draw_noise, draw_noise_levels, energy_and_loss
+from .denoising import draw_noise, draw_noise_levels, energy_and_loss
 from .preparation import centred, check_bonds, measure_support, prepare_model
 
 
@@ -49,10 +49,8 @@ class Settings:
     warm_up: int = 200
     ema_decay: float = 0.999
     noise_levels: tuple[float, float] = (0.002, 0.5)
-    noise_focus: float = 1.0
     noise_floor: float = 0.0
     torsion_fade: float = 0.02
-    antithetic: bool = False
     contrast: float = 0.0
     n_features: int = 64
     n_blocks: int = 3
@@ -70,6 +68,9 @@ class Settings:
             check_integer(getattr(self, name), name, minimum=0, maximum=2**32 - 1)
         check_number(self.learning_rate, "learning_rate", above=0)
         check_number(self.max_seconds, "max_seconds", minimum=0, unit="s")
+        check_number(self.contrast, "contrast", minimum=0)
+        for name in ("noise_floor", "torsion_fade"):
+            check_number(getattr(self, name), name, minimum=0, unit="nm")
         check_number(self.cutoff, "cutoff", above=0, unit="nm")
         require(0 <= self.ema_decay < 1, "ema_decay", "a number in [0, 1)", self.ema_decay)
         require(0 < self.held_out < 1, "held_out", "a share in (0, 1)", self.held_out)
@@ -82,7 +83,7 @@ class State:
     model: SchNet
     average: SchNet
     optimizer: torch.optim.Adam
-    moves: Moves
+    moves: Moves | None
     step: int = 0
     seconds: float = 0.0
     best: float = math.inf
@@ -136,8 +137,8 @@ def train(snapshots: Snapshots, out: str | Path, temperature: float | None = Non
             _show(bar, loss, state, settings)
             if state.step % settings.validate_every == 0 or _finished(state, settings):
                 record = _validate(state, train_frames, valid_frames, settings, loss)
-                if record["held_out_loss"] < state.best:
-                    state.best = record["held_out_loss"]
+                if (total := _total(record, settings)) < state.best:
+                    state.best = total
                     _save_best(out, state, train_frames, settings)
                 _save_state(state_path, state, settings, data)
                 if on_validation is not None:
@@ -210,16 +211,20 @@ def _start(frames: Tensor, molecule: Molecule, temperature: float, settings: Set
                           cutoff=settings.cutoff, noise_levels=settings.noise_levels,
                           noise_floor=settings.noise_floor, torsion_fade=settings.torsion_fade)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
-    return State(model, deepcopy(model), optimizer, Moves(molecule), history=[])
+    # Without torsions the energy is the same for the mirror image, and no bond turns: nothing to compare.
+    moves = Moves(molecule) if settings.contrast and model.torsions else None
+    return State(model, deepcopy(model), optimizer, moves, history=[])
 
 
 def _step(state: State, frames: Tensor, settings: Settings) -> float:
     """One optimizer step.  Batch and noise are functions of (seed, step), so a resumed run draws the same."""
     generator = torch.Generator().manual_seed((settings.seed << 32) + state.step)
-    batch, noise, levels = _draw_batch(frames, settings, generator)
-    noised, energy, losses = energy_and_loss(state.model, batch, noise, levels)
+    index = torch.randint(len(frames), (settings.batch_size,), generator=generator)
+    levels = draw_noise_levels(settings.batch_size, settings.noise_levels, generator)
+    batch = frames[index]
+    noised, energy, losses = energy_and_loss(state.model, batch, draw_noise(batch.shape, generator), levels)
     loss = losses.mean()
-    if settings.contrast:
+    if state.moves is not None:
         moved = state.moves(noised, generator)
         loss = loss + settings.contrast * contrastive_loss(energy, state.model(moved, levels)).mean()
     if not math.isfinite(value := loss.item()):
@@ -236,18 +241,6 @@ def _step(state: State, frames: Tensor, settings: Settings) -> float:
     with torch.no_grad():
         torch._foreach_lerp_(list(state.average.parameters()), list(state.model.parameters()), 1 - decay)
     return value
-
-
-def _draw_batch(frames: Tensor, settings: Settings, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Frames [batch, atoms, 3], noise of the same shape and noise levels [batch] of one step."""
-    n = -(-settings.batch_size // 2) if settings.antithetic else settings.batch_size
-    index = torch.randint(len(frames), (n,), generator=generator)
-    levels = draw_noise_levels(n, settings.noise_levels, generator, settings.noise_focus)
-    batch = frames[index]
-    noise = draw_noise(batch.shape, generator)
-    if settings.antithetic:
-        return batch.repeat(2, 1, 1), torch.cat([noise, -noise]), levels.repeat(2)
-    return batch, noise, levels
 
 
 def _progress(state: State, settings: Settings) -> float:
@@ -270,19 +263,31 @@ def _validate(state: State, train_frames: Tensor, valid_frames: Tensor, settings
     generator = torch.Generator().manual_seed(settings.seed + 1)
     some = valid_frames[torch.randperm(len(valid_frames), generator=generator)[:512]]
     low, high = (math.log(level) for level in settings.noise_levels)
-    per_level = {}
+    per_level, contrast = {}, []
     for level in torch.exp(torch.linspace(low, high, 8)).tolist():
-        noise = draw_noise(some.shape, generator)
-        values = [denoising_loss(state.average, x, xi, x.new_full((len(x),), level), create_graph=False).detach()
-                  for x, xi in zip(some.split(256), noise.split(256))]
+        values = []
+        for x, noise in zip(some.split(256), draw_noise(some.shape, generator).split(256)):
+            levels = x.new_full((len(x),), level)
+            noised, energy, losses = energy_and_loss(state.average, x, noise, levels, create_graph=False)
+            values.append(losses.detach())
+            if state.moves is not None:
+                with torch.no_grad():
+                    contrast.append(contrastive_loss(energy, state.average(state.moves(noised, generator), levels)))
         per_level[f"{level:.4g}"] = torch.cat(values).mean().item()
     record = {"step": state.step, "seconds": round(state.seconds, 1), "loss": loss,
               "held_out_loss": sum(per_level.values()) / len(per_level), "held_out_loss_per_noise_level": per_level}
-    if not math.isfinite(record["held_out_loss"]):
+    if contrast:
+        record["held_out_contrast"] = torch.cat(contrast).mean().item()
+    if not math.isfinite(_total(record, settings)):
         raise NonFiniteError(f"loss: held-out loss {record['held_out_loss']} at training step {state.step}; lower "
                              f"learning_rate ({settings.learning_rate:g})")
     state.history.append(record)
     return record
+
+
+def _total(record: dict, settings: Settings) -> float:
+    """What the best model has least of."""
+    return record["held_out_loss"] + settings.contrast * record.get("held_out_contrast", 0.0)
 
 
 def _save_best(out: Path, state: State, frames: Tensor, settings: Settings) -> None:
