@@ -36,6 +36,9 @@ class Settings:
         warm_up: steps.
         ema_decay: of the exponential moving average of the parameters, which is what runs.
         noise_levels: (smallest, largest) sigma in nm.
+        torsion_fade: nm; noise level above which torsions fade from the energy (:class:`SchNet`).
+        contrast: weight of the contrastive loss (training/contrast.py), which ties the energies of basins to each
+            other across barriers where there are no frames; 0 leaves it out.  It needs torsions.
         n_features, n_blocks, cutoff: of the SchNet; cutoff in nm.
         held_out: share of the frames kept for validation, where the snapshots bring none of their own.
         validate_every: steps between validations; the best one is the model file.
