@@ -71,7 +71,7 @@ QUIET = click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.option("--minutes", type=float, default=0.0,
               help="Stop after this time (0: no limit); the learning rate then falls by the clock.")
 @click.option("--batch-size", type=int, default=256, show_default=True, help="Snapshots a step.")
-@click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="At its highest; it falls to 1%.")
+@click.option("--learning-rate", type=float, default=2e-3, show_default=True, help="At its highest; it falls to 1%.")
 @click.option("--noise-levels", type=float, nargs=2, default=(0.002, 0.5), show_default=True, metavar="LOW HIGH",
               help="Smallest and largest noise level in nm; dynamics runs at the smallest.")
 @click.option("--features", type=int, default=64, show_default=True, help="Width of the network.")

@@ -48,13 +48,13 @@ class Settings:
 
     n_steps: int = 20000
     batch_size: int = 256
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     warm_up: int = 200
     ema_decay: float = 0.999
     noise_levels: tuple[float, float] = (0.002, 0.5)
     noise_floor: float = 0.0
-    torsion_fade: float = 0.02
-    contrast: float = 0.0
+    torsion_fade: float = 0.06
+    contrast: float = 1.0
     n_features: int = 64
     n_blocks: int = 3
     cutoff: float = 1.0
