@@ -365,7 +365,8 @@ def _against(face: str, names: tuple[str, ...], units: Units, reference: Referen
     bins = len(reference.probability)
     value = jensen_shannon(periodic_histogram(units.values, bins), reference.probability)
     return Agreement(face, REFERENCE, names, value,
-                     histogram_floor(units, reference.error, divergence=value, n_pairs=n_pairs, seed=seed))
+                     histogram_floor(units, reference.probability, reference.error, divergence=value,
+                                     n_pairs=n_pairs, seed=seed))
 
 
 def _bar(shown: bool, total: int):
