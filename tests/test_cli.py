@@ -219,10 +219,22 @@ def test_all_atom_snapshots_serve_a_heavy_atom_model(folder, tmp_path):
         assert call(*run, "--init", start, "--out", tmp_path / "t.npz", code=2).stderr.startswith(name)
 
 
+def test_consistency(folder, tmp_path):
+    """All from the command line; a model trained for a second need not agree with anything."""
+    done = call("consistency", folder / "model.safetensors", "--snapshots", folder / "snapshots.npz", "--replicas", 16,
+                "--steps", 200, "--save-every", 10, "--generated", 40, "--bins", 24, "--quiet",
+                "--out", tmp_path / "out")
+    assert "generated / simulated" in done.stdout and "C1–C2" in done.stdout
+    result = json.loads((tmp_path / "out" / "consistency.json").read_text())
+    assert result["frames"] == {"generated": 40, "simulated": 16 * 19, "snapshots": 1000}
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "consistency.json", "consistency.png", "consistency.txt"]
+
+
 def test_info_and_help():
     assert "backend    native     available" in call("info").stdout
     assert json.loads(call("info", "--json").stdout)["versions"]["diffmd_fast"] == diffmd_fast.__version__
-    for command in ("train", "recommend", "sample", "report", "budget"):
+    for command in ("train", "recommend", "sample", "report", "budget", "consistency"):
         text = call(command, "--help").stdout
         assert "Example:" in text and f"diffmd-fast {command}" in text
     assert "Example:" in call("--help").stdout
@@ -243,6 +255,7 @@ def bad(folder, tmp_path_factory):
     for name, change in changes.items():
         np.savez(path / f"{name}.npz", **{**arrays, **change})
     np.savez(path / "three.npz", positions=x[:, :3])
+    np.savez(path / "hist.npz", probability=np.full((4, 4), 1 / 16))  # of two dihedrals
     run = mdtraj.Trajectory(x[:20], read_snapshots(frames).molecule.to_mdtraj())
     run.save(str(path / "o.pdb"))
     run.save(str(path / "whole.xtc"))
@@ -329,7 +342,23 @@ def bad_reports(frames, model, bad):
     ]
 
 
-@pytest.mark.parametrize("table", [bad_training, bad_sampling, bad_reports])
+def bad_consistencies(frames, model, bad):
+    right = ["consistency", model, "--snapshots", frames, "--out", bad / "r"]
+    return [
+        *options(right, ("bins", 1), ("bins", 10**9), ("seed", -1), ("seed", 2**64), ("dihedrals", "chi9"),
+                 ("replicas", 0), ("replicas", 10**12), ("steps", 0), ("steps", 10**30), ("generated", 0),
+                 ("generated", 10**12), ("save-every", 0), ("save-every", 10**6), ("time-step", -1),
+                 ("diffusion", 0), ("integrator", "verlet"), ("topology", bad / "no.pdb"),
+                 ("reference", bad / "no.npz"), ("reference", bad / "cut.npz"), ("reference", frames),
+                 ("reference", bad / "hist.npz")),
+        *(("snapshots", [*right[:2], "--snapshots", bad / name, "--out", bad / "r"])
+          for name in ("no.xtc", "three.npz", "nan.npz")),
+        ("model", ["consistency", bad / "cut.safetensors", "--snapshots", frames, "--out", bad / "r"]),
+        *(("out", [*right[:4], "--out", out]) for out in (frames, "/proc/r")),
+    ]
+
+
+@pytest.mark.parametrize("table", [bad_training, bad_sampling, bad_reports, bad_consistencies])
 def test_bad_input_is_one_line_that_names_the_argument(folder, bad, table):
     """Exit code 2, one line on stderr that begins with the argument's name, and not a file made or changed."""
     def everything():

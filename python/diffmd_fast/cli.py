@@ -1,4 +1,4 @@
-"""The command line: diffmd-fast train | recommend | sample | report | budget | info.
+"""The command line: diffmd-fast train | recommend | sample | report | budget | consistency | info.
 
 Exit code 0 on success, 2 on bad input with one line on stderr that begins with the argument's name, 1 when a run
 itself failed (every replica lost, a loss that became NaN, no memory), 130 after Ctrl-C.  No traceback unless --debug.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from .cli_accuracy import budget, recommend
+from .cli_accuracy import budget, consistency, recommend
 from .cli_common import QUIET, TOPOLOGY, _load_model, _one_or_many, _say, _spring
 from .errors import InputError, NonFiniteError, UnavailableError, called, require
 
@@ -54,7 +54,7 @@ def cli(debug: bool, threads: int | None, backend: str):
 # Python's names that the command line calls otherwise.
 _OPTIONS = {"n_steps": "steps", "n_replicas": "replicas", "n_features": "features", "n_blocks": "blocks",
             "max_seconds": "minutes", "n_threads": "threads", "initial_positions": "init", "out_dir": "out",
-            "header.n_replicas": "replicas", "n_probes": "probes", "path": "out"}
+            "header.n_replicas": "replicas", "n_probes": "probes", "n_generated": "generated", "path": "out"}
 
 ATOMS = click.option("--atoms", default="all", show_default=True, metavar="WHICH",
                      help="heavy, all, or an MDTraj selection such as 'backbone'.")
@@ -70,7 +70,7 @@ ATOMS = click.option("--atoms", default="all", show_default=True, metavar="WHICH
 @click.option("--minutes", type=float, default=0.0,
               help="Stop after this time (0: no limit); the learning rate then falls by the clock.")
 @click.option("--batch-size", type=int, default=256, show_default=True, help="Snapshots a step.")
-@click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="At its highest; it falls to 1%.")
+@click.option("--learning-rate", type=float, default=2e-3, show_default=True, help="At its highest; it falls to 1%.")
 @click.option("--noise-levels", type=float, nargs=2, default=(0.002, 0.5), show_default=True, metavar="LOW HIGH",
               help="Smallest and largest noise level in nm; dynamics runs at the smallest.")
 @click.option("--features", type=int, default=64, show_default=True, help="Width of the network.")
@@ -242,6 +242,7 @@ def report(trajectory, reference, out, topology, reference_topology, atoms, dihe
 
 
 cli.add_command(budget)
+cli.add_command(consistency)
 
 
 @cli.command()

@@ -1,4 +1,4 @@
-"""Commands on how good a run is going to be: diffmd-fast recommend | budget."""
+"""Commands on how good a run is going to be: diffmd-fast recommend | budget | consistency."""
 
 from __future__ import annotations
 
@@ -167,3 +167,51 @@ def _exact(name):
         return None
     with called("path", "exact"):
         return TraPPEAlkane.butane() if name == "butane" else TraPPEAlkane.from_file(name)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--snapshots", required=True, multiple=True, metavar="FRAMES",
+              help="Frames the model was trained on, or others of the same ensemble; repeat for several files.")
+@click.option("--out", required=True, metavar="DIR", help="Folder for the figure, the table and the numbers.")
+@TOPOLOGY
+@click.option("--reference", metavar="NPZ", help="Weighted histogram (array probability, and probability_err) of the "
+              "first dihedrals, compared with all three.")
+@click.option("--replicas", type=int, default=128, show_default=True, help="Molecules run side by side.")
+@click.option("--steps", type=int, default=20000, show_default=True, help="Steps of each; the first tenth is left out.")
+@click.option("--save-every", type=int, default=100, show_default=True, metavar="STEPS", help="Steps between frames.")
+@click.option("--time-step", type=float, metavar="PS", help="Time step; default: D dt L = 0.25.")
+@click.option("--diffusion", type=float, default=0.002, show_default=True, metavar="NM2/PS",
+              help="Diffusion coefficient of every atom.")
+@click.option("--integrator", default="euler-maruyama", show_default=True, help="Of the run.")
+@click.option("--generated", type=int, default=4096, show_default=True, help="Frames drawn by reverse diffusion.")
+@click.option("--dihedrals", multiple=True, metavar="A-B-C-D",
+              help="Dihedrals by name (phi) or atom indices (4-6-8-14); default: found from the topology.")
+@click.option("--bins", type=int, default=64, show_default=True, help="Bins per dihedral.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of starts, noise and bootstrap.")
+@QUIET
+def consistency(model, snapshots, out, topology, reference, replicas, steps, save_every, time_step, diffusion,
+                integrator, generated, dihedrals, bins, seed, quiet):
+    """Compare the three faces of one MODEL: generated frames, simulated ensemble, snapshots.
+
+    \b
+    Example:
+      diffmd-fast consistency model.safetensors --snapshots snapshots.npz --out consistency
+    """
+    from .analysis import consistency, read_reference
+    from .analysis.consistency_table import table, write
+    from .io import match_atoms, read_snapshots
+
+    check_new_folder(out, "out_dir")
+    energy = _load_model(model)
+    histogram = read_reference(reference) if reference else None
+    frames = read_snapshots(_one_or_many(snapshots), topology=topology, argument="snapshots")
+    if energy.molecule is not None:
+        frames = match_atoms(frames, energy.molecule, "snapshots")
+    result = consistency(energy, frames, reference=histogram, n_replicas=replicas, n_steps=steps,
+                         save_every=save_every, time_step=time_step, diffusion=diffusion, n_generated=generated,
+                         integrator=integrator, dihedrals=list(dihedrals) or None, bins=bins, seed=seed,
+                         progress=not quiet)
+    write(result, out)
+    _say(table(result))
+    _say(f"figure, table and numbers in {out}")

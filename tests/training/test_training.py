@@ -107,6 +107,19 @@ def test_fast_and_reference_steps_have_the_same_gradient(butane):
         torch.testing.assert_close(gradients["native"][name], gradient, rtol=1e-8, atol=1e-12, msg=name)
 
 
+def read_settings(path) -> dict:
+    return diffmd_fast.load_model(path).training_record["settings"]
+
+
+def test_contrast_needs_torsions_and_can_be_left_out(butane, tmp_path):
+    """Mirror images of a molecule without torsions are the same to the energy: nothing to compare."""
+    bare = replace(butane, molecule=replace(butane.molecule, bonds=()))
+    for snapshots, contrast in ((bare, 1.0), (butane, 0.0)):
+        model = train(snapshots, tmp_path / "m.safetensors", settings=Settings(**SMALL, contrast=contrast),
+                      progress=False, figure=False)
+        assert all("held_out_contrast" not in record for record in model.training_record["history"])
+
+
 def test_training_learns_and_writes_everything(butane, tmp_path):
     out = tmp_path / "model.safetensors"
     records = []
@@ -115,6 +128,8 @@ def test_training_learns_and_writes_everything(butane, tmp_path):
     assert [r["step"] for r in records] == [100, 200, 300, 400]
     assert records[-1]["held_out_loss"] < 0.99 * records[0]["held_out_loss"]
     assert len(records[-1]["held_out_loss_per_noise_level"]) == 8
+    # Without having learned anything it is log 2.
+    assert records[-1]["held_out_contrast"] < 0.9 * math.log(2) and read_settings(out)["contrast"] == 1.0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.loss.png", "model.safetensors"]
     assert (tmp_path / "model.loss.png").read_bytes().startswith(b"\x89PNG")
     read = diffmd_fast.load_model(out)
@@ -230,6 +245,7 @@ def test_bonds_that_look_like_angstrom_are_mentioned(butane):
 @pytest.mark.parametrize(("argument", "change"), [
     ("n_steps", dict(n_steps=0)), ("batch_size", dict(batch_size=-1)), ("learning_rate", dict(learning_rate=0.0)),
     ("ema_decay", dict(ema_decay=1.0)), ("held_out", dict(held_out=0.0)), ("cutoff", dict(cutoff=float("nan"))),
+    ("contrast", dict(contrast=-0.1)), ("torsion_fade", dict(torsion_fade=float("nan"))),
     ("seed", dict(seed=-1)), ("seed", dict(seed=2**32)), ("n_features", dict(n_features=10**6)),
     ("n_blocks", dict(n_blocks=10**6)), ("batch_size", dict(batch_size=10**9)), ("n_steps", dict(n_steps=10**20)),
 ])

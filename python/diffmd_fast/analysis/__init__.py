@@ -10,7 +10,16 @@ from .autocorrelation import (
 from .averages import Average, average, circular_average
 from .budget_result import ErrorBudget, Estimate
 from .comparison import Comparison, compare
-from .divergence import SamplingFloor, Units, independent_units, jensen_shannon, resampling_units, sampling_floor
+from .consistency import Agreement, Consistency, ReferenceHistogram, consistency, read_reference
+from .divergence import (
+    SamplingFloor,
+    Units,
+    histogram_floor,
+    independent_units,
+    jensen_shannon,
+    resampling_units,
+    sampling_floor,
+)
 from .error_budget import error_budget
 from .fokker_planck import (
     RelaxationComparison,
@@ -69,9 +78,11 @@ from .report import report
 from .structure import align, correlation_matrix, end_to_end_distance, radius_of_gyration, rmsd, rmsd_matrix
 
 __all__ = [
+    "Agreement",
     "Autocorrelation",
     "Average",
     "Comparison",
+    "Consistency",
     "DihedralAutocorrelation",
     "ErrorBudget",
     "Estimate",
@@ -82,6 +93,7 @@ __all__ = [
     "MbarFreeEnergies",
     "NoisePoint",
     "Recommendation",
+    "ReferenceHistogram",
     "RelaxationComparison",
     "RelaxationRates",
     "RelaxationTime",
@@ -102,6 +114,7 @@ __all__ = [
     "circular_average",
     "compare",
     "compare_relaxation",
+    "consistency",
     "correlation_matrix",
     "dihedral_angles",
     "dihedral_autocorrelation",
@@ -115,6 +128,7 @@ __all__ = [
     "free_energy",
     "free_energy_profile",
     "free_energy_surface_figure",
+    "histogram_floor",
     "hop_rates",
     "implied_timescales",
     "independent_units",
@@ -127,6 +141,7 @@ __all__ = [
     "profile_figure",
     "radius_of_gyration",
     "ramachandran_basin",
+    "read_reference",
     "recommend",
     "relaxation_rates",
     "relaxation_time",

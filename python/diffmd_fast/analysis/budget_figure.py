@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .budget_result import ErrorBudget
-from .figures import REFERENCE, RUN, SERIES, _figure
+from .figures import REFERENCE, RUN, SERIES, figure_file
 from .files import write_result
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def draw_budget(budget: ErrorBudget, path: str | os.PathLike) -> None:
     The grid part by both estimators with error bars of one standard error, the model part as a band (of one standard
     error either side, never thinner than its line), the run's time step and the wanted one as vertical lines.
     """
-    with _figure(Path(path), 6.4, 4.8) as figure:
+    with figure_file(Path(path), 6.4, 4.8) as figure:
         axes = figure.add_subplot(xscale="log", yscale="log")
         _draw_grid_part(axes, budget)
         _draw_model_part(axes, budget)

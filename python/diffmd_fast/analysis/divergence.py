@@ -211,6 +211,22 @@ class _SlowFluctuation:
         share = np.bincount(drawn, minlength=self.n_cells) / len(drawn)
         return np.where(self.expected > 0, share / np.where(self.expected > 0, self.expected, 1), 1.0)[self.pool_cell]
 
+    def without(self, equivalent: int, density: np.ndarray, rng: np.random.Generator) -> int:
+        """How many independent frames the sample is worth once the shares of its coarse cells fluctuate by themselves.
+
+        ``equivalent`` counts all roughness as that of few frames: the loss of entropy, half the sum of variance over
+        mean of the bins.  What the cells contribute to that sum is taken out of it.
+        """
+        entropy = np.mean([_entropy(h / equivalent) for h in rng.multinomial(equivalent, density, size=12)])
+        lost = max(_entropy(density) - entropy, 1e-12)
+        inside = self.expected > 0
+        shares = [
+            np.bincount(self.cell[self.reference.resample(rng)[0]], minlength=self.n_cells)[inside] for _ in range(48)
+        ]
+        expected = self.expected[inside]
+        slow = np.mean([0.5 * ((s / s.sum() - expected) ** 2 / expected).sum() for s in shares])
+        return int(equivalent * lost / max(lost - slow, 0.05 * lost))
+
 
 def independent_equivalent(units: Units, bins: int, seed: int = 0) -> int:
     """Number of independent frames whose histogram would be as rough as the histogram of these units.
@@ -320,4 +336,59 @@ def sampling_floor(
         equivalent,
         not reasons,
         "; ".join(reasons),
+    )
+
+
+def histogram_floor(
+    run: Units,
+    probability: np.ndarray,
+    error: np.ndarray,
+    *,
+    divergence: float = np.inf,
+    n_pairs: int = 200,
+    seed: int = 0,
+) -> SamplingFloor:
+    """The floor against a histogram with standard errors, [bins] or [bins, bins], in place of reference frames.
+
+    The histogram itself is the density of the null hypothesis.  P is drawn from it with as many frames as the run is
+    worth, its coarse cells reweighted as the run's fluctuate; Q is gamma distributed in every bin, with the
+    histogram's mean and error.  Errors are correlated between bins, but the mean divergence of nearby histograms
+    depends on their variances only.
+    """
+    n_pairs = check_integer(n_pairs, "n_pairs", minimum=20)
+    p, error = np.asarray(probability, dtype=np.float64), np.asarray(error, dtype=np.float64)
+    bins = len(p)
+    run = run.with_values(bin_coordinates(check_angles(run.values, "run"), bins))
+    dimension = run.values.shape[1]
+    require(
+        p.shape == error.shape == (bins,) * dimension, "probability", f"bins for {dimension} angle(s)", list(p.shape)
+    )
+    rng = np.random.default_rng(seed)
+    centres = np.stack(np.meshgrid(*[np.arange(bins) + 0.5] * dimension, indexing="ij"), axis=-1)
+    slow = None if run.kind == "frames" else _SlowFluctuation(run, centres.reshape(-1, dimension), bins)
+    equivalent = independent_equivalent(run, bins, seed)
+    p, error = p.ravel() / p.sum(), error.ravel() / p.sum()
+    known = (p > 0) & (error > 0)
+    if slow is not None:
+        equivalent = min(len(run.values), slow.without(equivalent, p, rng))
+    ratio = np.where(known, error, 1.0) ** 2 / np.where(known, p, 1.0)
+
+    def pair(n: int, weight: np.ndarray | float) -> float:
+        weighted = p * weight
+        other = np.where(known, ratio * rng.gamma(np.where(known, p / ratio, 1.0)), p)
+        return _divergence(rng.multinomial(n, weighted / weighted.sum()).astype(np.float64), other)
+
+    values = np.array([pair(equivalent, 1.0 if slow is None else slow.weight(rng)) for _ in range(n_pairs)])
+    return SamplingFloor(
+        float(values.mean()),
+        float(values.std(ddof=1)),
+        float(np.quantile(values, 0.95)),
+        float(np.mean([pair(len(run.values), 1.0) for _ in range(10)])),
+        float((1 + (values >= divergence).sum()) / (1 + n_pairs)),
+        n_pairs,
+        run.description,
+        "weighted histogram",
+        0,
+        run.reliable,
+        f"run: {run.reason}" if run.reason else "",
     )

@@ -52,7 +52,7 @@ def symbol(name: str) -> str:
 
 
 @contextmanager
-def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+def figure_file(path: Path, width: float, height: float) -> Iterator[Figure]:
     """A figure in the house style, saved when the block ends.  No pyplot: no global state, no display."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -111,7 +111,7 @@ def draw_difference(axes: Axes, run: np.ndarray, reference: np.ndarray, names: t
     return image
 
 
-def _scale(axes: Axes, image: Any, label: str, ticks: list[float] | None = None, extend: str = "neither") -> None:
+def scale(axes: Axes, image: Any, label: str, ticks: list[float] | None = None, extend: str = "neither") -> None:
     """A color bar exactly as high as its panel."""
     bar = axes.figure.colorbar(image, cax=axes.inset_axes([1.04, 0, 0.05, 1]), extend=extend, ticks=ticks)
     bar.set_label(label)
@@ -278,18 +278,18 @@ def _surfaces(figure: Any, comparison: Comparison) -> list:
     )
     panels[1].set_ylabel("")
     panels[2].set_ylabel("")
-    _scale(panels[1], image, "free energy ($kT$)", list(range(int(MAX_ENERGY) + 1)))
-    _scale(panels[2], change, "difference ($kT$)", [-2, -1, 0, 1, 2], extend="both")
+    scale(panels[1], image, "free energy ($kT$)", list(range(int(MAX_ENERGY) + 1)))
+    scale(panels[2], change, "difference ($kT$)", [-2, -1, 0, 1, 2], extend="both")
     return list(panels)
 
 
 def surface_figure(comparison: Comparison, path: Path) -> None:
     """Free-energy surfaces side by side, or the distribution where there is one dihedral only."""
     if len(comparison.dihedrals.surface) == 2:
-        with _figure(path, 11.2, 3.7) as figure:
+        with figure_file(path, 11.2, 3.7) as figure:
             _surfaces(figure, comparison)
         return
-    with _figure(path, 9.6, 3.6) as figure:
+    with figure_file(path, 9.6, 3.6) as figure:
         left, right = figure.subplots(1, 2)
         _single_dihedral(left, right, comparison)
 
@@ -321,7 +321,7 @@ def _single_dihedral(left: Axes, right: Axes, comparison: Comparison) -> None:
 
 def autocorrelation_figure(comparison: Comparison, path: Path) -> None:
     """Normalized and circular autocorrelation."""
-    with _figure(path, 10.2, 3.7) as figure:
+    with figure_file(path, 10.2, 3.7) as figure:
         left, right = figure.subplots(1, 2)
         draw_autocorrelation(left, comparison)
         draw_autocorrelation(right, comparison, connected=False)
@@ -331,7 +331,7 @@ def bonds_figure(comparison: Comparison, path: Path) -> None:
     """Deviation of the means, and means with standard deviations."""
     bonds = comparison.bonds
     rows = np.arange(len(bonds.labels))
-    with _figure(path, 9.6, 1.5 + 0.2 * min(len(rows), 60)) as figure:
+    with figure_file(path, 9.6, 1.5 + 0.2 * min(len(rows), 60)) as figure:
         left, right = figure.subplots(1, 2)
         draw_bonds(left, comparison)
         for shift, mean, sd, color, label in (
@@ -358,7 +358,7 @@ def distances_figure(comparison: Comparison, path: Path) -> None:
     statistics, run, reference = comparison.shown_distances
     columns = min(3, len(statistics.labels))
     rows = -(-len(statistics.labels) // columns)
-    with _figure(path, 3.3 * columns + 0.4, 2.5 * rows) as figure:
+    with figure_file(path, 3.3 * columns + 0.4, 2.5 * rows) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for k, axes in enumerate(panels):
             if k >= len(statistics.labels):
@@ -384,7 +384,7 @@ def distributions_figure(comparison: Comparison, path: Path) -> None:
     n = min(12, len(comparison.dihedrals.names))
     columns = min(3, n)
     rows = -(-n // columns)
-    with _figure(path, 3.3 * columns + 0.4, 2.4 * rows + 0.2) as figure:
+    with figure_file(path, 3.3 * columns + 0.4, 2.4 * rows + 0.2) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for k, axes in enumerate(panels):
             if k >= n:
@@ -400,7 +400,7 @@ def distributions_figure(comparison: Comparison, path: Path) -> None:
 
 def energy_figure(comparison: Comparison, path: Path) -> None:
     """Energy along the run."""
-    with _figure(path, 9.6, 3.2) as figure:
+    with figure_file(path, 9.6, 3.2) as figure:
         draw_energy(figure.subplots(), comparison)
 
 
@@ -408,7 +408,7 @@ def summary_figure(comparison: Comparison, path: Path) -> None:
     """Everything that decides in one picture: surfaces, difference, autocorrelation, bonds."""
     floor = comparison.floor
     names = ", ".join(symbol(name) for name in comparison.dihedrals.surface)
-    with _figure(path, 11.2, 7.4) as figure:
+    with figure_file(path, 11.2, 7.4) as figure:
         top, bottom = figure.subfigures(2, 1, height_ratios=[1.08, 1])
         if len(comparison.dihedrals.surface) == 2:
             _surfaces(top, comparison)

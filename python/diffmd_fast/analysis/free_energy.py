@@ -134,7 +134,8 @@ def shares(index: np.ndarray, lengths: np.ndarray, n_bins: int) -> tuple[np.ndar
     return share, np.sqrt(len(lengths) / (len(lengths) - 1) * np.maximum(scatter, 0.0)) / total.sum()
 
 
-def _all_shares(units: Sequence[np.ndarray], n_bins: int) -> list[tuple[float, float]]:
+def shares_of_units(units: Sequence[np.ndarray], n_bins: int) -> list[tuple[float, float]]:
+    """(share, standard error) of each bin, of units given one by one."""
     share, error = shares(np.concatenate(units), np.array([len(unit) for unit in units]), n_bins)
     return list(zip(share.tolist(), error.tolist()))
 
@@ -147,5 +148,5 @@ def basin_populations(
     run, reference: basin index per frame, one array for each unit that counts as independent (a replica, a
     block longer than the correlation time, a single frame).  names: of the basins, by index.
     """
-    ours, theirs = _all_shares(run, len(names)), _all_shares(reference, len(names))
+    ours, theirs = shares_of_units(run, len(names)), shares_of_units(reference, len(names))
     return [Population(name, *mine, *other) for name, mine, other in zip(names, ours, theirs)]

@@ -1,6 +1,6 @@
 """Figures of numbers over time, matrices between frames, implied timescales and profiles, in the report's style.
 
-The ``draw_`` functions draw on given axes; the ``_figure`` functions write one file and return nothing.
+The ``draw_`` functions draw on given axes; the ``figure_file`` functions write one file and return nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import check_folder, check_number, require
 from .autocorrelation import check_replicas
 from .averages import Average, average
-from .figures import MAX_ENERGY, REFERENCE, RUN, SERIES, _figure, _scale, _square
+from .figures import MAX_ENERGY, REFERENCE, RUN, SERIES, _square, figure_file, scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -163,7 +163,7 @@ def scalar_figure(
     """
     target = _target(path)
     samples = {"run": values} if reference is None else {"run": values, "reference": reference}
-    with _figure(target, 9.6, 3.2) as figure:
+    with figure_file(target, 9.6, 3.2) as figure:
         left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
         draw_traces(left, values, label, frame_interval)
         draw_density(right, samples, label)
@@ -177,23 +177,23 @@ def matrix_figure(path: str | os.PathLike, matrix: np.ndarray, label: str, frame
     Raises `InputError` for a wrong shape, or a folder that cannot be written to.
     """
     target = _target(path)
-    with _figure(target, 4.8, 4.0) as figure:
+    with figure_file(target, 4.8, 4.0) as figure:
         axes = figure.subplots()
         image = draw_matrix(axes, matrix, frame_interval)
-        _scale(axes, image, label)
+        scale(axes, image, label)
 
 
 def timescales_figure(path: str | os.PathLike, found: ImpliedTimescales, in_ps: bool = True) -> None:
     """Implied timescales over the lag.  path: of the PNG.  in_ps: whether `found` was made with a frame interval."""
     target = _target(path)
-    with _figure(target, 5.4, 3.6) as figure:
+    with figure_file(target, 5.4, 3.6) as figure:
         draw_timescales(figure.subplots(), found, in_ps)
 
 
 def profile_figure(path: str | os.PathLike, profile: FreeEnergyProfile, label: str, scale: float = 1.0) -> None:
     """A free energy profile with error bars.  path: of the PNG.  label, scale: of the coordinate."""
     target = _target(path)
-    with _figure(target, 5.4, 3.6) as figure:
+    with figure_file(target, 5.4, 3.6) as figure:
         draw_profile(figure.subplots(), profile, label, scale)
 
 
@@ -209,7 +209,7 @@ def free_energy_surface_figure(
     target = _target(path)
     require(surface.free_energy.ndim == 2, "surface", "a free energy over two dihedrals", "one over one coordinate")
     shown = surface.free_energy <= MAX_ENERGY
-    with _figure(target, 8.4, 3.7) as figure:
+    with figure_file(target, 8.4, 3.7) as figure:
         for axes, values, title, top in zip(
             figure.subplots(1, 2),
             (surface.free_energy, surface.error),
@@ -225,7 +225,7 @@ def free_energy_surface_figure(
                 vmax=top,
             )
             _square(axes, names, title)
-            _scale(
+            scale(
                 axes, image, "$kT$", np.linspace(0, top, 5).tolist(), extend="neither" if top == MAX_ENERGY else "max"
             )
 
@@ -241,7 +241,7 @@ def structure_figure(comparison: Comparison, path: Path) -> None:
             ("reference", structure.reference_radius, structure.reference_radii),
         )
     }
-    with _figure(path, 9.6, 3.8) as figure:
+    with figure_file(path, 9.6, 3.8) as figure:
         left, right = figure.subplots(1, 2)
         draw_density(left, samples, "radius of gyration (nm)")
         left.legend(loc="lower left", bbox_to_anchor=(0, 1))
@@ -249,4 +249,4 @@ def structure_figure(comparison: Comparison, path: Path) -> None:
         right.set_title(f"Frames of replica {comparison.replicas.labels[0]}")
         if interval is None:
             right.set(xlabel="time (frames)", ylabel="time (frames)")
-        _scale(right, image, "correlation after alignment")
+        scale(right, image, "correlation after alignment")

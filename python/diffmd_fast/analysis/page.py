@@ -127,7 +127,7 @@ def _overview(result: Mapping[str, Any]) -> str:
     return _table(["quantity", "value"], rows)
 
 
-def _figure(directory: Path, name: str, caption: str) -> str:
+def figure_file(directory: Path, name: str, caption: str) -> str:
     data = base64.b64encode((directory / name).read_bytes()).decode("ascii")
     return (
         f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
@@ -159,7 +159,7 @@ def build_page(
 ) -> str:
     """The page's HTML.  result: content of report.json; figures: file in ``directory`` -> caption."""
     items = "".join(f'<li class="{s.level}">{escape(s.text)}</li>' for s in statements)
-    pictures = {name: _figure(directory, name, caption) for name, caption in figures.items()}
+    pictures = {name: figure_file(directory, name, caption) for name, caption in figures.items()}
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',

@@ -12,7 +12,7 @@ import numpy as np
 from ..sampling.integrators import EulerMaruyama
 from .budget_figure import error_bars
 from .budget_result import Estimate
-from .figures import REFERENCE, RUN, SERIES, _figure
+from .figures import REFERENCE, RUN, SERIES, figure_file
 from .files import write_result
 from .recommend_result import Recommendation
 
@@ -37,7 +37,7 @@ def draw_recommendation(result: Recommendation, path: str | os.PathLike) -> None
     Bars are one standard error; a cross at the top marks a time step that lost replicas, with their share.
     """
     scanned = result.noise_level is not None
-    with _figure(Path(path), 10.0 if scanned else 5.4, 6.8) as figure:
+    with figure_file(Path(path), 10.0 if scanned else 5.4, 6.8) as figure:
         axes = figure.subplots(2, 2 if scanned else 1, squeeze=False, sharex="col")
         _set_range(axes[:, -1], [s.time_step for s in result.steps])
         if scanned:

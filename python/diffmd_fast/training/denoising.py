@@ -31,7 +31,13 @@ def draw_noise(shape: torch.Size, generator: torch.Generator) -> Tensor:
 
 
 def denoising_loss(model, positions: Tensor, noise: Tensor, noise_level: Tensor, create_graph: bool = True) -> Tensor:
-    """|sigma s(x + sigma xi, sigma) + xi|^2 per degree of freedom, for each frame [frames].
+    """|sigma s(x + sigma xi, sigma) + xi|^2 per degree of freedom, for each frame [frames]; see `energy_and_loss`."""
+    return energy_and_loss(model, positions, noise, noise_level, create_graph)[2]
+
+
+def energy_and_loss(model, positions: Tensor, noise: Tensor, noise_level: Tensor,
+                    create_graph: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """Noised frames x + sigma xi [frames, atoms, 3], their energies [frames] in kT0, and the denoising loss [frames].
 
     ``positions`` [frames, atoms, 3] nm, ``noise`` xi of the same shape, ``noise_level`` sigma [frames] nm.
     The score is minus the gradient of the model's energy, so the drift is conservative.
@@ -41,7 +47,7 @@ def denoising_loss(model, positions: Tensor, noise: Tensor, noise_level: Tensor,
     with torch.enable_grad():
         energy = model(noised, noise_level)
         (gradient,) = torch.autograd.grad(energy.sum(), noised, create_graph=create_graph)
-    return denoising_error(-gradient, noise, noise_level)
+    return noised.detach(), energy, denoising_error(-gradient, noise, noise_level)
 
 
 def denoising_error(score: Tensor, noise: Tensor, noise_level: Tensor) -> Tensor:

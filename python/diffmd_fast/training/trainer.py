@@ -20,7 +20,8 @@ from ..interrupt import Interrupt
 from ..io import Molecule, Snapshots
 from ..models import SchNet
 from ..models.checkpoint import save_model
-from .denoising import denoising_loss, draw_noise, draw_noise_levels
+from .contrast import Moves, contrastive_loss
+from .denoising import draw_noise, draw_noise_levels, energy_and_loss
 from .preparation import centred, check_bonds, measure_support, prepare_model
 
 
@@ -35,6 +36,9 @@ class Settings:
         warm_up: steps.
         ema_decay: of the exponential moving average of the parameters, which is what runs.
         noise_levels: (smallest, largest) sigma in nm.
+        torsion_fade: nm; noise level above which torsions fade from the energy (:class:`SchNet`).
+        contrast: weight of the contrastive loss (training/contrast.py), which ties the energies of basins to each
+            other across barriers where there are no frames; 0 leaves it out.  It needs torsions.
         n_features, n_blocks, cutoff: of the SchNet; cutoff in nm.
         held_out: share of the frames kept for validation, where the snapshots bring none of their own.
         validate_every: steps between validations; the best one is the model file.
@@ -44,10 +48,13 @@ class Settings:
 
     n_steps: int = 20000
     batch_size: int = 256
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     warm_up: int = 200
     ema_decay: float = 0.999
     noise_levels: tuple[float, float] = (0.002, 0.5)
+    noise_floor: float = 0.0
+    torsion_fade: float = 0.06
+    contrast: float = 1.0
     n_features: int = 64
     n_blocks: int = 3
     cutoff: float = 1.0
@@ -64,6 +71,9 @@ class Settings:
             check_integer(getattr(self, name), name, minimum=0, maximum=2**32 - 1)
         check_number(self.learning_rate, "learning_rate", above=0)
         check_number(self.max_seconds, "max_seconds", minimum=0, unit="s")
+        check_number(self.contrast, "contrast", minimum=0)
+        for name in ("noise_floor", "torsion_fade"):
+            check_number(getattr(self, name), name, minimum=0, unit="nm")
         check_number(self.cutoff, "cutoff", above=0, unit="nm")
         require(0 <= self.ema_decay < 1, "ema_decay", "a number in [0, 1)", self.ema_decay)
         require(0 < self.held_out < 1, "held_out", "a share in (0, 1)", self.held_out)
@@ -76,6 +86,7 @@ class State:
     model: SchNet
     average: SchNet
     optimizer: torch.optim.Adam
+    moves: Moves | None
     step: int = 0
     seconds: float = 0.0
     best: float = math.inf
@@ -129,8 +140,8 @@ def train(snapshots: Snapshots, out: str | Path, temperature: float | None = Non
             _show(bar, loss, state, settings)
             if state.step % settings.validate_every == 0 or _finished(state, settings):
                 record = _validate(state, train_frames, valid_frames, settings, loss)
-                if record["held_out_loss"] < state.best:
-                    state.best = record["held_out_loss"]
+                if (total := _total(record, settings)) < state.best:
+                    state.best = total
                     _save_best(out, state, train_frames, settings)
                 _save_state(state_path, state, settings, data)
                 if on_validation is not None:
@@ -200,9 +211,12 @@ def _split(snapshots: Snapshots, settings: Settings) -> tuple[Tensor, Tensor]:
 def _start(frames: Tensor, molecule: Molecule, temperature: float, settings: Settings) -> State:
     torch.manual_seed(settings.seed)
     model = prepare_model(frames, molecule, temperature, n_features=settings.n_features, n_blocks=settings.n_blocks,
-                          cutoff=settings.cutoff, noise_levels=settings.noise_levels)
+                          cutoff=settings.cutoff, noise_levels=settings.noise_levels,
+                          noise_floor=settings.noise_floor, torsion_fade=settings.torsion_fade)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
-    return State(model, deepcopy(model), optimizer, history=[])
+    # Without torsions the energy is the same for the mirror image, and no bond turns: nothing to compare.
+    moves = Moves(molecule) if settings.contrast and model.torsions else None
+    return State(model, deepcopy(model), optimizer, moves, history=[])
 
 
 def _step(state: State, frames: Tensor, settings: Settings) -> float:
@@ -211,7 +225,11 @@ def _step(state: State, frames: Tensor, settings: Settings) -> float:
     index = torch.randint(len(frames), (settings.batch_size,), generator=generator)
     levels = draw_noise_levels(settings.batch_size, settings.noise_levels, generator)
     batch = frames[index]
-    loss = denoising_loss(state.model, batch, draw_noise(batch.shape, generator), levels).mean()
+    noised, energy, losses = energy_and_loss(state.model, batch, draw_noise(batch.shape, generator), levels)
+    loss = losses.mean()
+    if state.moves is not None:
+        moved = state.moves(noised, generator)
+        loss = loss + settings.contrast * contrastive_loss(energy, state.model(moved, levels)).mean()
     if not math.isfinite(value := loss.item()):
         raise NonFiniteError(f"loss: {value} at training step {state.step}; lower learning_rate "
                              f"({settings.learning_rate:g})")
@@ -248,19 +266,31 @@ def _validate(state: State, train_frames: Tensor, valid_frames: Tensor, settings
     generator = torch.Generator().manual_seed(settings.seed + 1)
     some = valid_frames[torch.randperm(len(valid_frames), generator=generator)[:512]]
     low, high = (math.log(level) for level in settings.noise_levels)
-    per_level = {}
+    per_level, contrast = {}, []
     for level in torch.exp(torch.linspace(low, high, 8)).tolist():
-        noise = draw_noise(some.shape, generator)
-        values = [denoising_loss(state.average, x, xi, x.new_full((len(x),), level), create_graph=False).detach()
-                  for x, xi in zip(some.split(256), noise.split(256))]
+        values = []
+        for x, noise in zip(some.split(256), draw_noise(some.shape, generator).split(256)):
+            levels = x.new_full((len(x),), level)
+            noised, energy, losses = energy_and_loss(state.average, x, noise, levels, create_graph=False)
+            values.append(losses.detach())
+            if state.moves is not None:
+                with torch.no_grad():
+                    contrast.append(contrastive_loss(energy, state.average(state.moves(noised, generator), levels)))
         per_level[f"{level:.4g}"] = torch.cat(values).mean().item()
     record = {"step": state.step, "seconds": round(state.seconds, 1), "loss": loss,
               "held_out_loss": sum(per_level.values()) / len(per_level), "held_out_loss_per_noise_level": per_level}
-    if not math.isfinite(record["held_out_loss"]):
+    if contrast:
+        record["held_out_contrast"] = torch.cat(contrast).mean().item()
+    if not math.isfinite(_total(record, settings)):
         raise NonFiniteError(f"loss: held-out loss {record['held_out_loss']} at training step {state.step}; lower "
                              f"learning_rate ({settings.learning_rate:g})")
     state.history.append(record)
     return record
+
+
+def _total(record: dict, settings: Settings) -> float:
+    """What the best model has least of."""
+    return record["held_out_loss"] + settings.contrast * record.get("held_out_contrast", 0.0)
 
 
 def _save_best(out: Path, state: State, frames: Tensor, settings: Settings) -> None:

@@ -1,0 +1,81 @@
+"""Energy differences between conformations: conditional noise-contrastive estimation with moves of whole torsions.
+
+Denoising fixes the slope of the energy where frames are.  Two basins with hardly a frame between them are tied to each
+other by slopes that no frame has tested, so their populations can come out wrong by many kT0 while the loss looks
+perfect.  Here frames are moved across in one step: turn the far side of a bond by a random angle, or take the mirror
+image, and ask the energy which of the two the frame was.  For a move that preserves volume and is as likely as its
+inverse, the probability that x and not y = T(x) is the frame is p(x)/(p(x) + p(y)), so
+
+    loss = -log sigmoid(E(y) - E(x))
+
+has its minimum where E is -log p up to a constant (Ceylan and Gutmann, ICML 2018, arXiv 1806.03664, eq. 12, with a
+symmetric conditional density).  A turn about a bond leaves every bond length and angle as it is, so y is a fair guess
+even where bonds are stiff; it needs no derivative by the positions, and its gradients are bounded.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..io import Molecule
+
+MIRROR_SHARE = 0.25  # of the frames; the rest turn about bonds
+SECOND_BOND = 0.5  # chance that a second bond turns, too
+
+
+def rotatable_bonds(molecule: Molecule) -> list[tuple[int, int, list[int]]]:
+    """(b, c, atoms on c's side without c) of each bond inside a torsion that is in no ring, each once."""
+    found = []
+    for b, c in sorted({(torsion[1], torsion[2]) for torsion in molecule.torsions()}):
+        side, frontier = {c}, [c]
+        while frontier:
+            for other in molecule.neighbors[frontier.pop()]:
+                if other not in side and (other, b) != (b, c) and other != b:
+                    side.add(other)
+                    frontier.append(other)
+        in_ring = any(b in molecule.neighbors[atom] for atom in side - {c})
+        if not in_ring:
+            found.append((b, c, sorted(side - {c})))
+    return found
+
+
+class Moves:
+    """Volume-preserving random moves of frames of one molecule, as likely as their inverses."""
+
+    def __init__(self, molecule: Molecule):
+        self.bonds = rotatable_bonds(molecule)
+
+    def __call__(self, positions: Tensor, generator: torch.Generator) -> Tensor:
+        """Frames [frames, atoms, 3] moved: one or two bonds turned by uniform angles, or the mirror image."""
+        n = len(positions)
+        kind, second = torch.rand(2, n, generator=generator)
+        angle = 2 * math.pi * (torch.rand(2, n, generator=generator) - 0.5)
+        if not self.bonds:
+            return -positions
+        bond = torch.randint(len(self.bonds), (2, n), generator=generator)
+        turned = torch.zeros(len(self.bonds), n)
+        turned[bond[1], torch.arange(n)] = angle[1] * (second < SECOND_BOND)
+        turned[bond[0], torch.arange(n)] = angle[0]
+        moved = positions.clone()
+        for k, (b, c, side) in enumerate(self.bonds):
+            (rows,) = torch.nonzero(turned[k], as_tuple=True)
+            if len(rows):
+                moved[rows[:, None], side] = _turn(moved[rows], b, c, side, turned[k, rows].to(positions.dtype))
+        return torch.where((kind < MIRROR_SHARE)[:, None, None], -positions, moved)
+
+
+def _turn(x: Tensor, b: int, c: int, side: list[int], angle: Tensor) -> Tensor:
+    """The atoms ``side`` of frames [frames, atoms, 3], turned by ``angle`` [frames] about b to c (Rodrigues)."""
+    axis = torch.nn.functional.normalize(x[:, c] - x[:, b], dim=-1)[:, None]
+    arm = x[:, side] - x[:, c, None]
+    cosine, sine = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    along = (axis * arm).sum(-1, keepdim=True) * axis
+    return x[:, c, None] + along + cosine * (arm - along) + sine * torch.cross(axis.expand_as(arm), arm, dim=-1)
+
+
+def contrastive_loss(energy: Tensor, moved_energy: Tensor) -> Tensor:
+    """-log sigmoid(E(moved) - E(frame)) for each frame [frames]."""
+    return torch.nn.functional.softplus(energy - moved_energy)
