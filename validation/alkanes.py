@@ -119,7 +119,8 @@ def at_temperature(kelvin: float) -> TraPPEAlkane:
 
 # ---- learned from snapshots ------------------------------------------------------------------------
 
-RECIPES = {4: ("butane", 240, 2, 64), 13: ("tridecane", 420, 2, 64), 16: ("hexadecane", 480, 2, 64)}
+# beads: name, seconds of training, blocks, replicas
+RECIPES = {4: ("butane", 150, 3, 64), 13: ("tridecane", 240, 2, 64), 16: ("hexadecane", 240, 2, 64)}
 
 
 def learned(n_beads: int) -> Part:

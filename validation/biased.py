@@ -5,8 +5,7 @@ that it was started with, whatever the model.  Here the run is made with E + V(p
 that the reference frames were made with (../shared/data/make/ala2_bias.json), from frames of every basin, and each
 saved frame counts with exp(+V/kT): an exact reweighting, with errors from a jackknife over replicas.
 
-    from biased_run import run_under_bias
-    result = run_under_bias(model, read_system("alanine-heavy", data), data)
+    result = run_under_bias(model, snapshots, data)
     print(result.free_energy_error, result.standard_error)      # kT, for left-handed, alphaR, beta/PPII
 """
 
