@@ -73,6 +73,8 @@ ATOMS = click.option("--atoms", default="all", show_default=True, metavar="WHICH
 @click.option("--learning-rate", type=float, default=2e-3, show_default=True, help="At its highest; it falls to 1%.")
 @click.option("--noise-levels", type=float, nargs=2, default=(0.002, 0.5), show_default=True, metavar="LOW HIGH",
               help="Smallest and largest noise level in nm; dynamics runs at the smallest.")
+@click.option("--contrast", type=float, default=1.0, show_default=True,
+              help="Weight of comparing energies across barriers, which fixes populations of basins; 0: none.")
 @click.option("--features", type=int, default=64, show_default=True, help="Width of the network.")
 @click.option("--blocks", type=int, default=3, show_default=True, help="Interaction blocks of the network.")
 @click.option("--cutoff", type=float, default=1.0, show_default=True, metavar="NM", help="Reach of an interaction.")
@@ -81,7 +83,7 @@ ATOMS = click.option("--atoms", default="all", show_default=True, metavar="WHICH
 @click.option("--overwrite", is_flag=True, help="Replace an existing model, or start a stopped training anew.")
 @QUIET
 def train(snapshots, topology, atoms, temperature, out, steps, minutes, batch_size, learning_rate, noise_levels,
-          features, blocks, cutoff, seed, resume, overwrite, quiet):
+          contrast, features, blocks, cutoff, seed, resume, overwrite, quiet):
     """Train an energy on SNAPSHOTS (.npz, .xtc, .dcd, .h5, .pdb).
 
     \b
@@ -94,7 +96,8 @@ def train(snapshots, topology, atoms, temperature, out, steps, minutes, batch_si
 
     check_number(minutes, "minutes", minimum=0, unit="min")
     settings = Settings(n_steps=steps, max_seconds=60 * minutes, batch_size=batch_size, learning_rate=learning_rate,
-                        noise_levels=noise_levels, n_features=features, n_blocks=blocks, cutoff=cutoff, seed=seed,
+                        noise_levels=noise_levels, contrast=contrast, n_features=features, n_blocks=blocks,
+                        cutoff=cutoff, seed=seed,
                         validate_every=max(1, min(500, steps)))
     state = training_state_path(out)
     _require_new(overwrite or resume, next((path for path in (Path(out), state) if path.exists()), None))
