@@ -43,10 +43,6 @@ class SchNet(Energy):
             (one molecule); atomic numbers give one per element (many molecules, see :meth:`for_molecule`).
         n_knots: spline intervals on [0, cutoff].
         noise_levels: (smallest, largest) sigma in nm that the model is trained for.
-        noise_floor: nm; noise levels well below it look alike to the network, which knows sigma through
-            log(sigma^2 + noise_floor^2): what little noise does to the soft part of the energy is of order
-            sigma^2, so it is learned at levels where the targets say more about it.  The springs know the true
-            level.  0: all levels are told apart equally.
         torsion_fade: nm; torsions count less at noise levels above it.  Noise that bends bond angles straight takes
             the meaning from a torsion and makes its slope huge; but an energy that no longer sees torsions cannot
             tell a conformation from its mirror image.
@@ -66,7 +62,7 @@ class SchNet(Energy):
 
     def __init__(self, n_atoms: int, n_features: int = 64, n_blocks: int = 3, cutoff: float = 1.0,
                  bonds: Sequence = (), torsions: Sequence | None = None, *, atom_types: Sequence[int] | None = None,
-                 n_knots: int = 100, noise_levels: tuple[float, float] = (0.002, 0.5), noise_floor: float = 0.0,
+                 n_knots: int = 100, noise_levels: tuple[float, float] = (0.002, 0.5),
                  torsion_fade: float = 0.02,
                  springs: dict[str, Any] | None = None, spread: float | None = None, temperature: float = 300.0,
                  box: Any = None):
@@ -84,7 +80,6 @@ class SchNet(Energy):
         require(low <= high, "noise_levels", "(smallest, largest) in nm", f"({low:g}, {high:g})")
         self.noise_levels = (low, high)
         self.noise_level = low
-        self.noise_floor = check_number(noise_floor, "noise_floor", minimum=0, unit="nm")
         self.torsion_fade = check_number(torsion_fade, "torsion_fade", above=0, unit="nm")
         self.bonds = _index_rows("bonds", bonds, 2, self.n_atoms)
         self.torsions = bonded_torsions(self.bonds) if torsions is None else _index_rows(
@@ -202,7 +197,7 @@ class SchNet(Energy):
         return {"n_atoms": self.n_atoms, "n_features": self.n_features, "n_blocks": self.n_blocks,
                 "cutoff": self.cutoff, "bonds": self.bonds, "torsions": self.torsions,
                 "atom_types": self.atom_types, "n_knots": self.n_knots, "noise_levels": list(self.noise_levels),
-                "noise_floor": self.noise_floor, "torsion_fade": self.torsion_fade,
+                "torsion_fade": self.torsion_fade,
                 "springs": self.springs, "spread": self.spread, "temperature": self.temperature,
                 "box": self.box}
 
@@ -231,9 +226,8 @@ class SchNet(Energy):
 
     def _noise_heads(self, noise: Tensor) -> tuple[Tensor, ...]:
         """Shift of the first features, (gate, shift) of each block, gate and shift of the readout: each [R, F]."""
-        low, high = (math.log(math.hypot(level, self.noise_floor)) for level in self.noise_levels)
-        known = torch.log(torch.hypot(noise, noise.new_tensor(self.noise_floor)))
-        place = (known - low) / max(high - low, 1e-9)  # 0 at the smallest level, 1 at the largest
+        low, high = (math.log(level) for level in self.noise_levels)
+        place = (torch.log(noise) - low) / max(high - low, 1e-9)  # 0 at the smallest level, 1 at the largest
         centres = torch.linspace(0, 1, 16, dtype=noise.dtype, device=noise.device)
         features = _gaussians((place[:, None] - centres) * 15)
         return self.noise_heads(self.noise_embedding(features)).chunk(2 * self.n_blocks + 3, dim=-1)

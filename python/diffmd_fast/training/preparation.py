@@ -81,8 +81,7 @@ def measure_support(model: SchNet, positions: Tensor, n_frames: int = 4096) -> d
 
 
 def prepare_model(positions: Tensor, molecule: Molecule, temperature: float, *, n_features: int, n_blocks: int,
-                  cutoff: float, noise_levels: tuple[float, float], noise_floor: float = 0.0,
-                  torsion_fade: float = 0.02) -> SchNet:
+                  cutoff: float, noise_levels: tuple[float, float], torsion_fade: float = 0.02) -> SchNet:
     """A SchNet for this molecule with springs and spread fitted to the frames [frames, atoms, 3] nm."""
     require(len(positions) >= 2, "snapshots", "at least 2 frames", len(positions))
     if molecule.n_atoms != positions.shape[1]:
@@ -91,7 +90,7 @@ def prepare_model(positions: Tensor, molecule: Molecule, temperature: float, *, 
     spread = x.square().sum((1, 2)).mean().item() / (3 * x.shape[1])
     model = SchNet(molecule.n_atoms, n_features=n_features, n_blocks=n_blocks, cutoff=cutoff,
                    bonds=[list(bond) for bond in molecule.bonds], noise_levels=noise_levels,
-                   noise_floor=noise_floor, torsion_fade=torsion_fade,
+                   torsion_fade=torsion_fade,
                    springs=fit_springs(x, molecule), spread=max(spread, 1e-6), temperature=temperature)
     model.molecule = molecule
     return model

@@ -52,7 +52,6 @@ class Settings:
     warm_up: int = 200
     ema_decay: float = 0.999
     noise_levels: tuple[float, float] = (0.002, 0.5)
-    noise_floor: float = 0.0
     torsion_fade: float = 0.06
     contrast: float = 1.0
     n_features: int = 64
@@ -72,8 +71,7 @@ class Settings:
         check_number(self.learning_rate, "learning_rate", above=0)
         check_number(self.max_seconds, "max_seconds", minimum=0, unit="s")
         check_number(self.contrast, "contrast", minimum=0)
-        for name in ("noise_floor", "torsion_fade"):
-            check_number(getattr(self, name), name, minimum=0, unit="nm")
+        check_number(self.torsion_fade, "torsion_fade", above=0, unit="nm")
         check_number(self.cutoff, "cutoff", above=0, unit="nm")
         require(0 <= self.ema_decay < 1, "ema_decay", "a number in [0, 1)", self.ema_decay)
         require(0 < self.held_out < 1, "held_out", "a share in (0, 1)", self.held_out)
@@ -212,7 +210,7 @@ def _start(frames: Tensor, molecule: Molecule, temperature: float, settings: Set
     torch.manual_seed(settings.seed)
     model = prepare_model(frames, molecule, temperature, n_features=settings.n_features, n_blocks=settings.n_blocks,
                           cutoff=settings.cutoff, noise_levels=settings.noise_levels,
-                          noise_floor=settings.noise_floor, torsion_fade=settings.torsion_fade)
+                          torsion_fade=settings.torsion_fade)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
     # Without torsions the energy is the same for the mirror image, and no bond turns: nothing to compare.
     moves = Moves(molecule) if settings.contrast and model.torsions else None
