@@ -34,7 +34,7 @@ def heavy_atoms() -> Part:
     model = load_model(ROOT / "examples" / "alanine_dipeptide" / "model.safetensors")
     snapshots = read("ala2_implicit_300K_train.npz", atoms="heavy")
     system = "alanine dipeptide, heavy atoms"
-    faces(part, system, model, snapshots, read_reference(need_data("ala2_reference_rama.npz")), 0.005, n_steps=150_000)
+    faces(part, system, model, snapshots, read_reference(need_data("ala2_reference_rama.npz")), 0.005, n_steps=60_000)
     basins(part, system, model, snapshots, 20_000)
     return part
 
@@ -44,7 +44,7 @@ def five_beads() -> Part:
     part = Part("Alanine dipeptide, five atoms of the backbone, learned")
     snapshots = backbone(read("ala2_implicit_300K_train.npz"))
     model = trained("five_beads", snapshots, Settings(n_steps=10**6, max_seconds=240))
-    faces(part, "five beads", model, snapshots, None, 0.003, n_steps=100_000)
+    faces(part, "five beads", model, snapshots, None, 0.003, n_steps=60_000)
     basins(part, "five beads", model, snapshots, 20_000)
     return part
 
@@ -57,10 +57,10 @@ def backbone(snapshots: Snapshots) -> Snapshots:
 
 
 def faces(part: Part, system: str, model, snapshots: Snapshots, reference: ReferenceHistogram | None, margin: float,
-          n_steps: int) -> None:
+          n_steps: int, n_generated: int = 4096) -> None:
     """Generated frames, the simulated ensemble, snapshots and the reference in one table; what is asked is one row."""
     found = consistency(model, snapshots, reference=reference, n_replicas=128, n_steps=n_steps, diffusion=DIFFUSION,
-                        integrator="leimkuhler-matthews", progress=False, n_generated=8192)
+                        integrator="leimkuhler-matthews", progress=False, n_generated=n_generated)
     truth = "snapshots" if reference is None else "reference"
     for agreement in found.agreements:
         if agreement.dihedrals != found.dihedrals.surface:
@@ -101,8 +101,9 @@ def all_atoms() -> Part:
     system = "alanine dipeptide, all atoms"
     snapshots = read("ala2_implicit_300K_train.npz")
     model = trained("all_atoms", snapshots, Settings(n_steps=10**6, max_seconds=400))
-    faces(part, system, model, snapshots, read_reference(need_data("ala2_reference_rama.npz")), 0.005, n_steps=40_000)
-    basins(part, system, model, snapshots, 15_000)
+    faces(part, system, model, snapshots, read_reference(need_data("ala2_reference_rama.npz")), 0.005, n_steps=20_000,
+          n_generated=2048)
+    basins(part, system, model, snapshots, 10_000)
     part.rows.append(force_row(system, model))
     dynamics(part, system, model, snapshots)
     return part
@@ -127,11 +128,11 @@ def dynamics(part: Part, system: str, model, snapshots: Snapshots) -> None:
     curves, hops = {}, []
     for basin in ("beta_PPII", "alphaR"):
         chosen = np.flatnonzero(in_basin(angles, basin))
-        chosen = np.random.default_rng(1).permutation(chosen)[:96]
+        chosen = np.random.default_rng(1).permutation(chosen)[:64]
         start = x[chosen] - x[chosen].mean(1, keepdim=True)
         spring = choose_spring(model, start, DIFFUSION)
         every = max(1, round(0.1 / spring.time_step))
-        frames = Sampler(model, spring, seed=11).run(start, round(60 / spring.time_step), every).positions
+        frames = Sampler(model, spring, seed=11).run(start, round(40 / spring.time_step), every).positions
         q = dihedral_angles(frames.reshape(-1, *frames.shape[2:]), quadruples).reshape(*frames.shape[:2], 2)
         interval = every * spring.time_step
         hops.append((q, interval))

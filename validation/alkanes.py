@@ -131,7 +131,7 @@ def learned(n_beads: int) -> Part:
     start = starts(snapshots, n_replicas)
     spring = choose_spring(model, start, DIFFUSION)
     every = max(1, round(0.25 / spring.time_step))
-    frames = Sampler(model, spring, seed=5).run(start, round(200 / spring.time_step), every).positions
+    frames = Sampler(model, spring, seed=5).run(start, round(120 / spring.time_step), every).positions
     settled, interval = frames[len(frames) // 10 :], every * spring.time_step
     angles, reference = angles_of(settled), dihedral_angles(snapshots.positions, torsions(n_beads))
     system = f"{name}, learned"
@@ -142,7 +142,7 @@ def learned(n_beads: int) -> Part:
     part.rows.append(number_row(system, "the radius of gyration", resampled(radius_of_gyration(settled)),
                                 [radius_of_gyration(snapshots.positions)], 0.003))
     exact = TraPPEAlkane.from_file(need_data(f"{name}_ua_parameters.json"))
-    theirs, spacing = run_exact(exact, 256 if n_beads > 4 else 2048, 20.0, 1e-3, seed=6)
+    theirs, spacing = run_exact(exact, 256 if n_beads > 4 else 2048, 15.0, 1e-3, seed=6)
     part.rows.append(hops_row(system, "hops per torsion and ns", torsion_hops(angles, interval),
                               torsion_hops(theirs, spacing), "our run with exact forces"))
     part.pictures.append((torsion_figure(name, angles, reference), f"{name}: torsions of the run (line) and of the "
