@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffmd_fast import InputError
-from diffmd_fast.models import SchNet
+from diffmd_fast.models import Energy, SchNet
 from diffmd_fast.sampling import Sampler, Spring, reverse_diffusion
 
 from .common import Gaussian, ScoreOnly, Well, small_schnet
@@ -111,3 +111,24 @@ def test_a_model_in_a_periodic_box_is_refused():
     model = SchNet(4, n_features=8, n_blocks=1, cutoff=0.5, box=[2.0, 2.0, 2.0])
     with pytest.raises(InputError, match="^model: .*box"):
         reverse_diffusion(model, 2)
+
+
+class Handed(Energy):
+    """A shape at small noise, that or its mirror image at large noise: a model that sees handedness late."""
+
+    noise_levels, noise_level, n_atoms, spread = (0.002, 0.5), 0.002, 4, None
+    shape = 0.1 * torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [-1, -1, -1]])
+
+    def forward(self, positions, noise_level):
+        x = positions - positions.mean(1, keepdim=True)
+        wrong = torch.where(noise_level < 0.05, -30.0, 0.0)
+        squares = [(x - sign * self.shape.to(x)).square().sum((1, 2)) for sign in (1, -1)]
+        width = 2 * (0.01**2 + noise_level**2)
+        return -torch.logsumexp(torch.stack([-squares[0] / width, wrong - squares[1] / width]), 0)
+
+
+def test_frames_have_the_handedness_of_small_noise():
+    """Below 0.05 nm the mirror image is down by 30 kT and 0.14 nm away: nothing but the mirror move gets there."""
+    x = reverse_diffusion(Handed(), 200, seed=1, n_steps=100)
+    assert bool(((x - x.mean(1, keepdim=True) - Handed.shape).flatten(1).norm(dim=1) < 0.1).all())
+    assert torch.equal(x[30:40], reverse_diffusion(Handed(), 10, seed=1, n_steps=100, first_replica=30))

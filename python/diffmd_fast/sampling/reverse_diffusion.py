@@ -37,7 +37,12 @@ def reverse_diffusion(
 
         x' = x + (sigma^2 - sigma'^2) s(x, sigma) + sqrt((sigma^2 - sigma'^2) sigma'^2 / sigma^2) xi
 
-    which is em_step with D dt = sigma^2 - sigma'^2 and a variance multiplier of sigma'^2/(2 sigma^2).  The
+    where the model has an energy, each step is followed by a Gibbs move between the frame and its mirror image,
+    drawn with the probabilities that their energies at the level give.  At large noise an energy of distances and
+    faded torsions does not tell them apart, so half of all frames would otherwise cool down with the wrong
+    handedness.
+
+    The step is em_step with D dt = sigma^2 - sigma'^2 and a variance multiplier of sigma'^2/(2 sigma^2).  The
     noise is a stream of the seed apart from the sampler's, by replica, so the result does not depend on
     ``batch_size``.  A frame that ends outside the support of the training set is drawn again, which a warning
     counts.
@@ -143,7 +148,7 @@ def _draw(
     # Neighbours in `rows` that are neighbours in the noise are moved by one call.
     cuts = [i for i in range(len(rows)) if i == 0 or rows[i] != rows[i - 1] + 1] + [len(rows)]
 
-    def noisy(score: Tensor, diffusion_time: float, variance: float, step: int) -> None:
+    def noisy(score: Tensor, diffusion_time: float, variance: float, step: int, x: Tensor = x) -> None:
         d, v = (torch.tensor([value], dtype=torch.float64, device=x.device) for value in (diffusion_time, variance))
         for begin, end in zip(cuts, cuts[1:]):
             move(
@@ -160,7 +165,9 @@ def _draw(
     noisy(torch.zeros_like(x), 0.5 * (levels[0] ** 2 + spread), 1.0, 0)
     lost = torch.zeros(len(rows), dtype=torch.bool, device=x.device)
     for i, (level, next_level) in enumerate(zip(levels, levels[1:])):
-        score = evaluators[i](x)[1]
+        energy, score = evaluators[i](x)
+        if energy is not None:
+            _choose_mirror_image(evaluators[i], x, energy, score, noisy, 2**31 + i)
         gap = level**2 - next_level**2
         noisy(score, gap, 0.5 * (next_level / level) ** 2, i + 1)
         if not math.isfinite(x.sum().item()):
@@ -170,6 +177,18 @@ def _draw(
         bar.update(1)
     x[lost] = float("nan")
     return x
+
+
+def _choose_mirror_image(evaluate: Evaluator, x: Tensor, energy: Tensor, score: Tensor, noisy: Any, step: int) -> None:
+    """Replace frames of ``x`` [frames, atoms, 3], and their scores, by their mirror images with probability
+    1/(1 + exp(E(mirror) - E)): a Gibbs move that leaves the density of the level as it is."""
+    mirrored_energy, mirrored_score = evaluate(-x)
+    normal = torch.zeros_like(x[:, :1])
+    noisy(torch.zeros_like(normal), 0.5, 1.0, step, normal)
+    uniform = 0.5 * (1 + torch.erf(normal[:, 0, 0].double() / math.sqrt(2)))
+    turned = uniform < torch.sigmoid((energy - mirrored_energy).double())
+    x[turned] = -x[turned]
+    score[turned] = mirrored_score[turned]
 
 
 def _bar(show: bool, total: int):
