@@ -37,8 +37,8 @@ def reverse_diffusion(
 
         x' = x + (sigma^2 - sigma'^2) s(x, sigma) + sqrt((sigma^2 - sigma'^2) sigma'^2 / sigma^2) xi
 
-    where the model has an energy, each step is followed by a Gibbs move between the frame and its mirror image,
-    drawn with the probabilities that their energies at the level give.  At large noise an energy of distances and
+    Where the model has an energy, each step begins with a Gibbs move between the frame and its mirror image, drawn
+    with the probabilities that their energies at the level give.  At large noise an energy of distances and
     faded torsions does not tell them apart, so half of all frames would otherwise cool down with the wrong
     handedness.
 
