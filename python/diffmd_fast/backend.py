@@ -139,10 +139,16 @@ def run_reference(device_type: str, operation: str, triton: bool = False) -> boo
     return True
 
 
-def triton_runs(operation: str) -> bool:
-    """True when CUDA tensors can go to ``operation``'s Triton kernel; otherwise says once why they cannot."""
+def triton_runs(operation: str, fallback: bool = True) -> bool:
+    """True when CUDA tensors can go to ``operation``'s Triton kernel; otherwise says once why they cannot.
+
+    Raises:
+        UnavailableError: they cannot, and there is no ``fallback`` either.
+    """
     reason = _no_triton()
     if reason is not None:
+        if not fallback:
+            raise UnavailableError(f"{operation}: no kernel for CUDA tensors: {reason}")
         say_once(f"{operation}:triton", f"{operation}: {reason}; running the plain PyTorch reference")
     return reason is None
 
