@@ -7,13 +7,11 @@ The gradient of the coefficients alone sums over edges of one spline interval in
 interval (20 bytes an edge) and adds partial sums in a fixed order.
 """
 
-import struct
-
 import torch
 import triton
 import triton.language as tl
 
-from .philox import exact_sqrt
+from .arithmetic import add, bits_of, divide, exact_sqrt, float_of, load_vector, subtract
 
 # No fused multiply-adds: an edge and its twin, and the interpreter and a GPU, then see the same distance and interval.
 # They would not pay here: for each feature of an edge five numbers come from L1 (one feature, four coefficients), 32
@@ -38,18 +36,6 @@ def tile_of(n_features: int, element_size: int, numbers: int) -> dict[str, int]:
 FORWARD, BACKWARD, DOUBLE_BACKWARD, COEFFICIENTS = 1024, 1024, 512, 512
 
 
-def bits_of(value: float) -> int:
-    """A float64 kernel argument: Triton would pass a Python float in 32 bits."""
-    return struct.unpack("<q", struct.pack("<d", value))[0]
-
-
-@triton.jit
-def position_of(positions, node, mask):
-    at = positions + 3 * node
-    return (tl.load(at, mask=mask, other=0.0), tl.load(at + 1, mask=mask, other=0.0),
-            tl.load(at + 2, mask=mask, other=0.0))
-
-
 @triton.jit
 def measure(mine, positions, offsets, node, edge, inside, cutoff, per_spacing, n_knots, IN_BOX: tl.constexpr):
     """(near, interval, t, 1 / r, unit vector x_i - x_j) of edges to ``node``.
@@ -58,33 +44,20 @@ def measure(mine, positions, offsets, node, edge, inside, cutoff, per_spacing, n
     by ``near`` adds exactly zero, also where positions are infinite.
     """
     DTYPE: tl.constexpr = positions.dtype.element_ty
-    x, y, z = position_of(positions, node, inside)
-    x = x - mine[0]  # x_j - x_i first: the twin with the opposite offset then has the same distance to the last bit
-    y = y - mine[1]
-    z = z - mine[2]
+    # x_j - x_i first: the twin with the opposite offset then has the same distance to the last bit
+    x, y, z = subtract(load_vector(positions, node, inside), mine)
     if IN_BOX:
-        x += tl.load(offsets + 3 * edge, mask=inside, other=0.0)
-        y += tl.load(offsets + 3 * edge + 1, mask=inside, other=0.0)
-        z += tl.load(offsets + 3 * edge + 2, mask=inside, other=0.0)
+        x, y, z = add((x, y, z), load_vector(offsets, edge, inside))
     r = exact_sqrt(x * x + y * y + z * z)
-    scaled = r * per_spacing.to(tl.float64, bitcast=True).to(DTYPE)
+    beyond = r >= float_of(cutoff, DTYPE)
+    r = tl.where(beyond, 0.0, r)
+    scaled = r * float_of(per_spacing, DTYPE)
     last = (n_knots - 4).to(DTYPE)
     interval = tl.where(scaled < last, scaled, last).to(tl.int32)  # a NaN lands on the last one, and t is NaN
-    near = inside & ~(r >= cutoff.to(tl.float64, bitcast=True).to(DTYPE))
-    t = tl.where(near, scaled - interval.to(DTYPE), 0.0)
-    r = tl.where(near, r, 0.0)
     inverse = tl.where(r == 0, 0.0, divide(tl.full([], 1.0, DTYPE), tl.where(r == 0, 1.0, r)))
-    return near, interval, t, inverse, (tl.where(near, -x, 0.0) * inverse, tl.where(near, -y, 0.0) * inverse,
-                                        tl.where(near, -z, 0.0) * inverse)
-
-
-@triton.jit
-def divide(a, b):
-    """The IEEE quotient; ``/`` of float32 is an approximation."""
-    if a.dtype == tl.float32:
-        return tl.div_rn(a, b)
-    else:
-        return a / b
+    unit = (tl.where(beyond, 0.0, -x) * inverse, tl.where(beyond, 0.0, -y) * inverse,
+            tl.where(beyond, 0.0, -z) * inverse)
+    return inside & ~beyond, interval, scaled - interval.to(DTYPE), inverse, unit
 
 
 @triton.jit
@@ -99,7 +72,7 @@ def splines(t):
 @triton.jit
 def slopes(t, per_spacing):
     """Their derivatives with respect to r."""
-    half = (0.5 * per_spacing.to(tl.float64, bitcast=True)).to(t.dtype)
+    half = 0.5 * float_of(per_spacing, t.dtype)
     s = 1.0 - t
     return (-s * s * half, (3.0 * t - 4.0) * t * half, ((-3.0 * t + 2.0) * t + 1.0) * half, t * t * half)
 
@@ -107,7 +80,7 @@ def slopes(t, per_spacing):
 @triton.jit
 def curvatures(t, per_spacing):
     """Their second derivatives with respect to r."""
-    spacing = per_spacing.to(tl.float64, bitcast=True).to(t.dtype)
+    spacing = float_of(per_spacing, t.dtype)
     square = spacing * spacing
     return (1.0 - t) * square, (3.0 * t - 2.0) * square, (1.0 - 3.0 * t) * square, t * square
 
@@ -138,7 +111,7 @@ def forward_kernel(features, positions, coefficients, row_ptr, col, offsets, out
     DTYPE: tl.constexpr = features.dtype.element_ty
     i = tl.program_id(0).to(tl.int64)
     feature = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
-    mine = position_of(positions, i, True)
+    mine = load_vector(positions, i, True)
     begin = tl.load(row_ptr + i)
     end = tl.load(row_ptr + i + 1)
     total = tl.zeros([EDGES, FEATURES], DTYPE)
@@ -161,7 +134,7 @@ def backward_kernel(features, positions, coefficients, row_ptr, col, offsets, gr
     """grad_h_i = sum_j g_j W and grad_x_i = sum_j u sum_f W' (g_i h_j + g_j h_i) of one row."""
     DTYPE: tl.constexpr = features.dtype.element_ty
     i = tl.program_id(0).to(tl.int64)
-    mine = position_of(positions, i, True)
+    mine = load_vector(positions, i, True)
     begin = tl.load(row_ptr + i)
     end = tl.load(row_ptr + i + 1)
     force = (tl.zeros([EDGES], DTYPE), tl.zeros([EDGES], DTYPE), tl.zeros([EDGES], DTYPE))
@@ -195,11 +168,12 @@ def backward_kernel(features, positions, coefficients, row_ptr, col, offsets, gr
 
 
 @triton.jit
-def moved(along_positions, mine, j, near, unit, WITH: tl.constexpr):
-    """How an edge moves, ax_i - ax_j, and the derivative of its length, d."""
+def moved(along_positions, mine, j, inside, inverse, unit, WITH: tl.constexpr):
+    """How an edge moves, ax_i - ax_j, and the derivative of its length, d; zero where 1 / r is."""
     if WITH:
-        x, y, z = position_of(along_positions, j, near)
-        move = (mine[0] - x, mine[1] - y, mine[2] - z)
+        x, y, z = subtract(mine, load_vector(along_positions, j, inside))
+        none = inverse == 0  # and not the mask of `measure`: Triton 3.7.1 fails to compile that for 32 features
+        move = (tl.where(none, 0.0, x), tl.where(none, 0.0, y), tl.where(none, 0.0, z))
         return move, unit[0] * move[0] + unit[1] * move[1] + unit[2] * move[2]
     else:
         zero = unit[0] * 0.0
@@ -218,10 +192,10 @@ def double_backward_kernel(features, positions, coefficients, row_ptr, col, offs
     """
     DTYPE: tl.constexpr = features.dtype.element_ty
     i = tl.program_id(0).to(tl.int64)
-    mine = position_of(positions, i, True)
+    mine = load_vector(positions, i, True)
     along_mine = mine
     if ALONG_POSITIONS:
-        along_mine = position_of(along_positions, i, True)
+        along_mine = load_vector(along_positions, i, True)
     begin = tl.load(row_ptr + i)
     end = tl.load(row_ptr + i + 1)
     force = (tl.zeros([EDGES], DTYPE), tl.zeros([EDGES], DTYPE), tl.zeros([EDGES], DTYPE))
@@ -241,7 +215,7 @@ def double_backward_kernel(features, positions, coefficients, row_ptr, col, offs
             j = tl.load(col + edge, mask=inside, other=0).to(tl.int64)
             near, interval, t, inverse, unit = measure(mine, positions, offsets, j, edge, inside, cutoff, per_spacing,
                                                        n_knots, IN_BOX)
-            move, d = moved(along_positions, along_mine, j, near, unit, ALONG_POSITIONS)
+            move, d = moved(along_positions, along_mine, j, inside, inverse, unit, ALONG_POSITIONS)
             mask = near[:, None] & wanted[None, :]
             c = load_four(coefficients, interval, feature, n_features, mask)
             hj = load_nodes(features, j, feature, n_features, mask)
@@ -284,7 +258,7 @@ def interval_kernel(positions, row_ptr, col, offsets, rows, intervals, n_knots, 
                     IN_BOX: tl.constexpr, EDGES: tl.constexpr):
     """The row of each edge and its spline interval, n_knots - 3 at and beyond the cutoff."""
     i = tl.program_id(0).to(tl.int64)
-    mine = position_of(positions, i, True)
+    mine = load_vector(positions, i, True)
     end = tl.load(row_ptr + i + 1)
     for first in range(tl.load(row_ptr + i), end, EDGES):
         edge = first + tl.arange(0, EDGES)
@@ -323,8 +297,9 @@ def coefficients_kernel(features, positions, rows, col, offsets, grad, along_fea
         edge = tl.load(order + place, mask=inside, other=0)
         i = tl.load(rows + edge, mask=inside, other=0).to(tl.int64)
         j = tl.load(col + edge, mask=inside, other=0).to(tl.int64)
-        mine = position_of(positions, i, inside)
-        near, _, t, _, unit = measure(mine, positions, offsets, j, edge, inside, cutoff, per_spacing, n_knots, IN_BOX)
+        mine = load_vector(positions, i, inside)
+        near, _, t, inverse, unit = measure(mine, positions, offsets, j, edge, inside, cutoff, per_spacing, n_knots,
+                                            IN_BOX)
         mask = near[:, None] & wanted[None, :]
         gi = load_nodes(grad, i, feature, n_features, mask)
         b0, b1, b2, b3 = splines(t)
@@ -338,7 +313,7 @@ def coefficients_kernel(features, positions, rows, col, offsets, grad, along_fea
             s2 += b2[:, None] * value
             s3 += b3[:, None] * value
         if ALONG_POSITIONS:
-            _, d = moved(along_positions, position_of(along_positions, i, near), j, near, unit, True)
+            _, d = moved(along_positions, load_vector(along_positions, i, inside), j, inside, inverse, unit, True)
             value = gi * load_nodes(features, j, feature, n_features, mask)
             p0, p1, p2, p3 = slopes(t, per_spacing)
             s0 += (p0 * d)[:, None] * value

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ...reference.torsions import AREA_FLOOR, LENGTH_FLOOR
-from .vectors import add, cross, dot, scale, subtract
+from .arithmetic import add, cross, dot, load_vector, scale, subtract
 
 LENGTH = tl.constexpr(LENGTH_FLOOR)  # kernels see no plain globals
 AREA = tl.constexpr(AREA_FLOOR)
@@ -22,20 +22,20 @@ LAUNCH = {"num_warps": 4, "enable_fp_fusion": False}
 
 
 @triton.jit
-def load_vector(x, at, inside):
-    return (tl.load(x + at, mask=inside, other=0.0).to(tl.float64),
-            tl.load(x + at + 1, mask=inside, other=0.0).to(tl.float64),
-            tl.load(x + at + 2, mask=inside, other=0.0).to(tl.float64))
+def load_point(x, q, first_site, inside):
+    """The atom that quadruple entry ``q`` names, of the replica whose atoms begin at ``first_site``."""
+    v = load_vector(x, first_site + tl.load(q, mask=inside, other=0), inside)
+    return v[0].to(tl.float64), v[1].to(tl.float64), v[2].to(tl.float64)
 
 
 @triton.jit
 def load_bonds(x, quadruples, torsion, first_site, inside):
     """Bond vectors a->b, b->c, c->d of each lane's torsion in the replica whose atoms begin at ``first_site``."""
     q = quadruples + 4 * torsion.to(tl.int64)
-    a = load_vector(x, 3 * (first_site + tl.load(q, mask=inside, other=0)), inside)
-    b = load_vector(x, 3 * (first_site + tl.load(q + 1, mask=inside, other=0)), inside)
-    c = load_vector(x, 3 * (first_site + tl.load(q + 2, mask=inside, other=0)), inside)
-    d = load_vector(x, 3 * (first_site + tl.load(q + 3, mask=inside, other=0)), inside)
+    a = load_point(x, q, first_site, inside)
+    b = load_point(x, q + 1, first_site, inside)
+    c = load_point(x, q + 2, first_site, inside)
+    d = load_point(x, q + 3, first_site, inside)
     return subtract(b, a), subtract(c, b), subtract(d, c)
 
 
