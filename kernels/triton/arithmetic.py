@@ -1,14 +1,19 @@
 """What the kernels share: IEEE operations, float64 arguments, three-component vectors as tuples of blocks."""
 
 import struct
+import sys
 
 import triton
 import triton.language as tl
 
 
 def bits_of(value: float) -> int:
-    """A float64 kernel argument, for :func:`float_of`: Triton would pass a Python float in 32 bits."""
-    return struct.unpack("<q", struct.pack("<d", value))[0]
+    """A float64 kernel argument, for :func:`float_of`: Triton would pass a Python float in 32 bits.
+
+    Triton takes the type of an integer from its value, so the bits of all numbers have to need 64 of them: those below
+    2^-1022 become -0, which compares as 0.
+    """
+    return struct.unpack("<q", struct.pack("<d", value if abs(value) >= sys.float_info.min else -0.0))[0]
 
 
 @triton.jit

@@ -62,7 +62,7 @@ def near_pairs(points, box, row, column, n_nodes, n_atoms, reach, IN_BOX: tl.con
     return near, other, image
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["reach"])
 def count_kernel(points, box, counts, n_nodes, n_atoms, reach, IN_BOX: tl.constexpr, BOX_PER_REPLICA: tl.constexpr,
                  ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """How many neighbors each node has, int64 [nodes]; ``reach`` holds the bits of its square."""
@@ -75,7 +75,7 @@ def count_kernel(points, box, counts, n_nodes, n_atoms, reach, IN_BOX: tl.conste
     tl.store(counts + row, count, mask=row < n_nodes)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["reach"])
 def fill_kernel(points, box, wraps, row_ptr, col, shift, n_nodes, n_atoms, reach, IN_BOX: tl.constexpr,
                 BOX_PER_REPLICA: tl.constexpr, ALL_PAIRS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Columns and shifts of every row, in order."""

@@ -31,9 +31,10 @@ def tile_of(n_features: int, element_size: int, numbers: int) -> dict[str, int]:
     return {"EDGES": min(32, max(2, numbers * 4 // (element_size * features))), "FEATURES": features}
 
 
-# Numbers of a tile per kernel, 8 or 4 a thread. Twice as many spill in the double backward, and in the backward fill
-# all 255 registers; these leave room for at least 4, 2, 2 and 4 programs of four warps on a multiprocessor.
-FORWARD, BACKWARD, DOUBLE_BACKWARD, COEFFICIENTS = 1024, 1024, 512, 512
+# Numbers of a tile per kernel, 16, 8 or 4 a thread; more edges a tile share the exchange of their geometry between
+# threads. Registers decide (tests/kernels/test_triton_compiles.py gates them): at 128 features these leave room for at
+# least 4, 3, 3 and 6 programs of four warps on a multiprocessor; the forward at 1024 spills on sm_100. Not yet timed.
+FORWARD, BACKWARD, DOUBLE_BACKWARD, COEFFICIENTS = 2048, 1024, 512, 512
 
 
 @triton.jit
@@ -104,7 +105,7 @@ def load_nodes(array, node, feature, n_features, mask):
     return tl.load(array + node[:, None] * n_features + feature[None, :], mask=mask, other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["cutoff", "per_spacing"])
 def forward_kernel(features, positions, coefficients, row_ptr, col, offsets, out, n_features, n_knots, cutoff,
                    per_spacing, IN_BOX: tl.constexpr, EDGES: tl.constexpr, FEATURES: tl.constexpr):
     """m_i = sum_j h_j W(r_ij) of one row and FEATURES features."""
@@ -127,7 +128,7 @@ def forward_kernel(features, positions, coefficients, row_ptr, col, offsets, out
     tl.store(out + i * n_features + feature, tl.sum(total, 0), mask=feature < n_features)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["cutoff", "per_spacing"])
 def backward_kernel(features, positions, coefficients, row_ptr, col, offsets, grad, grad_features, grad_positions,
                     n_features, n_knots, cutoff, per_spacing, FOR_FEATURES: tl.constexpr, FOR_POSITIONS: tl.constexpr,
                     IN_BOX: tl.constexpr, EDGES: tl.constexpr, FEATURES: tl.constexpr):
@@ -180,7 +181,7 @@ def moved(along_positions, mine, j, inside, inverse, unit, WITH: tl.constexpr):
         return (zero, zero, zero), zero
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["cutoff", "per_spacing"])
 def double_backward_kernel(features, positions, coefficients, row_ptr, col, offsets, grad, along_features,
                            along_positions, along_coefficients, grad_grad, grad_features, grad_positions, n_features,
                            n_knots, cutoff, per_spacing, ALONG_FEATURES: tl.constexpr, ALONG_POSITIONS: tl.constexpr,
@@ -253,7 +254,7 @@ def double_backward_kernel(features, positions, coefficients, row_ptr, col, offs
         tl.store(grad_positions + 3 * i + 2, tl.sum(force[2], 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["cutoff", "per_spacing"])
 def interval_kernel(positions, row_ptr, col, offsets, rows, intervals, n_knots, cutoff, per_spacing,
                     IN_BOX: tl.constexpr, EDGES: tl.constexpr):
     """The row of each edge and its spline interval, n_knots - 3 at and beyond the cutoff."""
@@ -270,7 +271,7 @@ def interval_kernel(positions, row_ptr, col, offsets, rows, intervals, n_knots, 
         tl.store(intervals + edge, tl.where(near, interval, n_knots - 3), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["cutoff", "per_spacing"])
 def coefficients_kernel(features, positions, rows, col, offsets, grad, along_features, along_positions, order,
                         interval_ptr, parts, n_features, n_knots, cutoff, per_spacing, n_parts, SLOPE: tl.constexpr,
                         ALONG_FEATURES: tl.constexpr, ALONG_POSITIONS: tl.constexpr, IN_BOX: tl.constexpr,

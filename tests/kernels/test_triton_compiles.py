@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 # Per kernel: its constants, its launch options, and the most registers a thread may have. 64 let a multiprocessor hold
-# half of its 2048 threads, 128 a quarter, 255 two programs of 128 threads.
+# half of its 2048 threads, 128 a quarter, 168 three programs of 128 threads.
 KERNELS = {"em_step": (em_step.em_step_kernel, dict(DIFFUSION_PER_ATOM=True, VARIANCE_PER_REPLICA=True, WITH_NOISE=True,
                                                     WIDE=False, BLOCK=em_step.BLOCK), em_step.LAUNCH, 64),
            "check rows": (rows.check_kernel, dict(ROWS=rows.ROWS), rows.LAUNCH, 64)}
@@ -26,9 +26,9 @@ for slope, most in ((False, 96), (True, 128)):
     KERNELS[f"torsions, {slope=}"] = (torsions.angles_kernel, constants, torsions.LAUNCH, most)
     KERNELS[f"torsions gradient, {slope=}"] = (torsions.gradient_kernel, constants, torsions.LAUNCH, most)
 ALL = dict(FOR_FEATURES=True, FOR_POSITIONS=True, ALONG_FEATURES=True, ALONG_POSITIONS=True, ALONG_COEFFICIENTS=True)
-for step, numbers, most in (("forward", spline_conv.FORWARD, 128), ("backward", spline_conv.BACKWARD, 224),
-                            ("double_backward", spline_conv.DOUBLE_BACKWARD, 224),
-                            ("coefficients", spline_conv.COEFFICIENTS, 128)):
+for step, numbers, most in (("forward", spline_conv.FORWARD, 128), ("backward", spline_conv.BACKWARD, 168),
+                            ("double_backward", spline_conv.DOUBLE_BACKWARD, 168),
+                            ("coefficients", spline_conv.COEFFICIENTS, 96)):
     kernel = getattr(spline_conv, f"{step}_kernel")
     constants = {k: v for k, v in dict(ALL, IN_BOX=True, SLOPE=True).items() if k in kernel.arg_names}
     of_size = functools.partial(spline_conv.tile_of, 128, numbers=numbers)
@@ -94,6 +94,11 @@ def test_compiles_without_a_gpu(name, capability, element, fresh_compiler, capfd
     assert launch["enable_fp_fusion"] is False and "fma." not in compiled.asm["ptx"]
 
 
+# Bytes a thread. ptxas holds some rarer variants to fewer registers than they would fill and spills a few numbers;
+# the variants of test_compiles_without_a_gpu spill none.
+MOST_SPILLED = 32
+
+
 def variants():
     """Other ways a launch can come out: flags, missing arrays, tiles, sizes of one."""
     nothing = dict(cotangent=None, SLOPE=False)
@@ -126,7 +131,7 @@ def variants():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90, 100])
-def test_every_variant_compiles_and_does_not_spill(capability, fresh_compiler, capfd):
+def test_every_variant_compiles_and_hardly_spills(capability, fresh_compiler, capfd):
     seen = set()
     for name, kernel, constants, launch, aligned in variants():
         element = "fp64" if " 8 " in name else "fp32"
@@ -138,5 +143,6 @@ def test_every_variant_compiles_and_does_not_spill(capability, fresh_compiler, c
             compiled_kernel(kernel, constants, launch, capability, element, aligned)
         except Exception as error:
             raise AssertionError(f"{name} does not compile") from error
-        assert "0 bytes spill stores, 0 bytes spill loads" in capfd.readouterr().out, name
+        spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", capfd.readouterr().out).groups()
+        assert max(map(int, spilled)) <= MOST_SPILLED, f"{name}: {spilled} bytes"
     assert len(seen) > 100

@@ -56,7 +56,7 @@ def em_step(positions: Tensor, score: Tensor, *, diffusion: float | Tensor, time
     if out is not None:
         _check_out(out, positions, score)
     signed = seed - 2**64 if seed >= 2**63 else seed  # a schema's int is signed; the bits are the same
-    by_reference = run_reference(positions.device.type, "em_step", triton=True)
+    by_reference = run_reference(positions.device.type, "em_step")
     if out is positions and not (by_reference or return_noise or return_log_density):
         torch.ops.diffmd_fast.em_step_(positions, score, diffusion_time, variance, signed, first_replica, step)
         return positions

@@ -63,7 +63,7 @@ def neighbor_list(positions: Tensor, cutoff: float | None, *, box: Tensor | None
     if boxes.device.type != "meta" and boxes.shape[0]:
         check_boxes(boxes, cutoff, skin)
     reach = math.inf if cutoff is None else cutoff + skin
-    if run_reference(positions.device.type, "neighbor_list", triton=True):
+    if run_reference(positions.device.type, "neighbor_list"):
         outputs = _other(positions.detach(), boxes, reach, "auto")
         if return_distances or return_vectors:
             vectors, distances = edge_vectors(positions, boxes, *outputs[:3])

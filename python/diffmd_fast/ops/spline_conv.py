@@ -56,7 +56,7 @@ def spline_conv(features: Tensor, positions: Tensor, coefficients: Tensor, neigh
     n_replicas, n_atoms, n_features = _check(features, positions, coefficients, neighbors, cutoff)
     n_nodes = n_replicas * n_atoms
     operator = torch.ops.diffmd_fast.spline_conv
-    reference = run_reference(positions.device.type, "spline_conv", triton=True) or _no_kernel(positions)
+    reference = run_reference(positions.device.type, "spline_conv") or _no_kernel(positions)
     offsets = _offsets(neighbors, box, positions, reference)
     if reference:
         operator = spline_conv_core

@@ -38,7 +38,7 @@ def torsions(positions: Tensor, quadruples: Tensor) -> Tensor:
     check_tensor(quadruples, "quadruples", ("torsions", 4), dtypes=(torch.int64, torch.int32),
                  like=("positions", positions))
     quadruples = quadruples.to(torch.int64)
-    if run_reference(positions.device.type, "torsions", triton=True):
+    if run_reference(positions.device.type, "torsions"):
         _check_quadruples(quadruples, positions.shape[1])
         return torsions_core(positions, quadruples)
     return torch.ops.diffmd_fast.torsions(positions, quadruples)

@@ -81,7 +81,7 @@ class VerletList:
         boxes = as_boxes(box, positions, "VerletList")
         now = positions.detach()
         # Moves and splices have no kernels beside the native ones.
-        plain = run_reference(now.device.type, "neighbor_list", triton=True) or now.device.type == "cuda"
+        plain = run_reference(now.device.type, "neighbor_list") or now.device.type == "cuda"
         if self._list is None:
             self._build(now, boxes, None)
         else:
