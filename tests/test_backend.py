@@ -10,6 +10,7 @@ import torch
 
 from diffmd_fast import InputError, UnavailableError, backend, current_backend, ops, use_backend
 from diffmd_fast.backend import run_reference, unavailable
+from diffmd_fast.ops._library import cuda_kernel
 
 ARGUMENTS = dict(diffusion=0.002, time_step=1e-3, seed=7, step=5)
 
@@ -101,11 +102,14 @@ def test_switch_is_no_break_in_a_compiled_graph():
 def test_cuda_tensors_fall_back_to_the_reference(monkeypatch):
     """The kernel registered for CUDA tensors, given CPU tensors since no others exist here."""
     monkeypatch.setattr(backend, "_said", set())
-    kernel = importlib.import_module("diffmd_fast.ops.em_step")._cuda
+    module = importlib.import_module("diffmd_fast.ops.em_step")
+    kernel = cuda_kernel("em_step", module._triton, module._other)
     positions, score = inputs()
     one = torch.ones(1, dtype=torch.float64)
     with pytest.warns(UserWarning, match="em_step: torch .*; running the plain PyTorch reference"):
         moved, noise, log_density = kernel(positions, score, one, one, 7, 0, 5, True, True)
+    with pytest.raises(UnavailableError, match="em_step: no kernel for CUDA tensors: torch "):
+        cuda_kernel("em_step", module._triton, None)(positions, score)
     with use_backend("reference"):
         want = ops.em_step(positions, score, diffusion=1.0, time_step=1.0, seed=7, step=5, return_noise=True,
                            return_log_density=True)

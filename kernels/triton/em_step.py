@@ -4,7 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .philox import counter_arguments, exact_sqrt, philox_normals, signed32
+from .arithmetic import exact_sqrt
+from .philox import counter_arguments, philox_normals, signed32
 
 BLOCK = 256  # sites (a site is an atom of a replica) of one program
 # No fused multiply-adds: every result is then the one that the interpreter and csrc/em_step.cpp give, bit for bit, so

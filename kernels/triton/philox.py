@@ -8,6 +8,8 @@ in the order of the C++, which is compiled without fused multiply-adds; so under
 import triton
 import triton.language as tl
 
+from .arithmetic import exact_sqrt
+
 # The polynomials of csrc/normals.hpp, which says what of.
 LOG_32 = tl.constexpr((
     -1.99999994838, 0.999999759599, -0.666683713811, 0.500041458765, -0.399136602593, 0.331248266469,
@@ -32,15 +34,6 @@ def philox_words(atom, replica, seed_low, seed_high, step_low, step_high_and_dom
     """Four blocks of uint32 from blocks ``atom`` and ``replica`` and scalars, all uint32; Philox4x32-10."""
     zero = tl.zeros_like(atom)
     return tl.philox_impl(atom, replica, zero + step_low, zero + step_high_and_domain, seed_low, seed_high)
-
-
-@triton.jit
-def exact_sqrt(x):
-    """The IEEE square root; ``tl.sqrt`` of float32 is an approximation."""
-    if x.dtype == tl.float32:
-        return tl.sqrt_rn(x)
-    else:
-        return tl.sqrt(x)
 
 
 @triton.jit

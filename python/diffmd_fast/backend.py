@@ -109,11 +109,8 @@ def in_transform() -> bool:
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def run_reference(device_type: str, operation: str, triton: bool = False) -> bool:
-    """True when ``operation`` on tensors of ``device_type`` is to run as plain PyTorch.
-
-    ``triton`` says whether the operation has a Triton kernel.
-    """
+def run_reference(device_type: str, operation: str) -> bool:
+    """True when ``operation`` on tensors of ``device_type`` is to run as plain PyTorch."""
     name = current_backend()
     if name == "reference":
         return True
@@ -122,9 +119,6 @@ def run_reference(device_type: str, operation: str, triton: bool = False) -> boo
                  "running the plain PyTorch reference")
         return True
     if name == "triton":
-        if not triton:
-            raise UnavailableError(f"backend: {operation} has no Triton kernel in this version; use \"auto\", which "
-                                   "takes the plain PyTorch reference where there is no kernel")
         allowed = ("cuda", "cpu", "meta") if _in_interpreter() else ("cuda", "meta")
         require(device_type in allowed, "backend", f"CUDA tensors for {operation} on the triton backend (or "
                 "TRITON_INTERPRET=1 in the environment)", f"{device_type} tensors")
@@ -132,17 +126,23 @@ def run_reference(device_type: str, operation: str, triton: bool = False) -> boo
     if device_type in ("cpu", "meta"):
         return False
     require(name != "native", "backend", f"CPU tensors for {operation} on the native backend", f"{device_type} tensors")
-    if triton and device_type == "cuda":
+    if device_type == "cuda":
         return False  # the operator itself asks triton_runs, out of sight of torch.compile
     say_once(f"{operation}:{device_type}",
              f"{operation}: no {device_type} kernel in this version; running the plain PyTorch reference")
     return True
 
 
-def triton_runs(operation: str) -> bool:
-    """True when CUDA tensors can go to ``operation``'s Triton kernel; otherwise says once why they cannot."""
+def triton_runs(operation: str, fallback: bool = True) -> bool:
+    """True when CUDA tensors can go to ``operation``'s Triton kernel; otherwise says once why they cannot.
+
+    Raises:
+        UnavailableError: they cannot, and there is no ``fallback`` either.
+    """
     reason = _no_triton()
     if reason is not None:
+        if not fallback:
+            raise UnavailableError(f"{operation}: no kernel for CUDA tensors: {reason}")
         say_once(f"{operation}:triton", f"{operation}: {reason}; running the plain PyTorch reference")
     return reason is None
 

@@ -1,7 +1,7 @@
 """What holds for the Triton em_step wherever it runs: on a GPU, or in the interpreter (TRITON_INTERPRET=1).
 
-Not collected by itself: Triton must see the variable before it is imported, so test_triton_em_step.py runs this file in
-a process of its own.
+Not collected by itself: Triton must see the variable before it is imported, so test_triton.py runs this file in a
+process of its own.
 """
 
 import importlib
@@ -11,15 +11,15 @@ import torch
 import triton
 import triton.language as tl
 
-from diffmd_fast import UnavailableError, ops, reference, use_backend
+from diffmd_fast import ops, reference, use_backend
 from diffmd_fast.reference.em_step import philox_words as reference_words
 
 from ..ops.common import assert_float64_rule
+from .common import DEVICE, on_triton
 
 kernels = importlib.import_module("diffmd_fast.kernels.triton.em_step")
 philox = importlib.import_module("diffmd_fast.kernels.triton.philox")
 
-DEVICE = "cpu" if importlib.import_module("diffmd_fast.kernels.triton").INTERPRETED else "cuda"
 COMMON = dict(diffusion=0.002, time_step=1e-3, seed=2**63 + 5, first_replica=3, step=2**33 + 17)
 SHAPES = [(1, 1), (3, 7), (37, 17), (512, 1), (2, 300)]  # part of a block, several programs, exactly two blocks
 
@@ -28,11 +28,6 @@ def make(rng, n_replicas, n_atoms, dtype=torch.float32):
     positions = torch.randn(n_replicas, n_atoms, 3, generator=rng, dtype=torch.float64)
     score = 300 * torch.randn(n_replicas, n_atoms, 3, generator=rng, dtype=torch.float64)
     return positions.to(DEVICE, dtype), score.to(DEVICE, dtype)
-
-
-def on_triton(positions, score, **arguments):
-    with use_backend("triton"):
-        return ops.em_step(positions, score, **arguments)
 
 
 @triton.jit
@@ -63,7 +58,7 @@ def test_words_are_the_reference_words(seed, step, domain):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_the_native_step_bit_for_bit(rng, shape, dtype):
     positions, score = make(rng, *shape, dtype=dtype)
-    got = on_triton(positions, score, **COMMON, return_noise=True)
+    got = on_triton(ops.em_step, positions, score, **COMMON, return_noise=True)
     want = ops.em_step(positions.cpu(), score.cpu(), **COMMON, return_noise=True)
     assert torch.equal(got.noise.cpu(), want.noise) and torch.equal(got.positions.cpu(), want.positions)
 
@@ -71,7 +66,7 @@ def test_equals_the_native_step_bit_for_bit(rng, shape, dtype):
 def test_float32_within_twice_the_reference_error(rng):
     positions, score = make(rng, 64, 22)
     arguments = dict(COMMON, return_noise=True, return_log_density=True)
-    got = on_triton(positions, score, **arguments)
+    got = on_triton(ops.em_step, positions, score, **arguments)
     want32 = reference.em_step(positions, score, **arguments)
     want64 = reference.em_step(positions.double(), score.double(), **arguments)
     for name, a, b, c in zip(got._fields, got, want32, want64):
@@ -87,17 +82,18 @@ def test_float64_equals_reference(rng, per_atom, per_replica):
         arguments["diffusion"] = torch.linspace(0.001, 0.003, 13, dtype=torch.float64, device=DEVICE)
     if per_replica:
         arguments["variance"] = torch.linspace(0.5, 1.5, 41, dtype=torch.float64, device=DEVICE)
-    for a, b in zip(on_triton(positions, score, **arguments), reference.em_step(positions, score, **arguments)):
+    got = on_triton(ops.em_step, positions, score, **arguments)
+    for a, b in zip(got, reference.em_step(positions, score, **arguments)):
         torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
 
 
 def test_noise_does_not_depend_on_batch_or_index_width(rng):
     positions, score = make(rng, 50, 22)
-    whole = on_triton(positions, score, **COMMON)
+    whole = on_triton(ops.em_step, positions, score, **COMMON)
     parts = []
     for first, last in ((0, 1), (1, 34), (34, 50)):
         arguments = dict(COMMON, first_replica=COMMON["first_replica"] + first)
-        parts.append(on_triton(positions[first:last], score[first:last], **arguments))
+        parts.append(on_triton(ops.em_step, positions[first:last], score[first:last], **arguments))
     assert torch.equal(torch.cat(parts), whole)
     one = torch.ones(1, dtype=torch.float64, device=DEVICE)
     narrow, wide = (kernels.em_step(positions, score, one, one, 1, 2, 3, wide=w) for w in (False, True))
@@ -107,8 +103,9 @@ def test_noise_does_not_depend_on_batch_or_index_width(rng):
 def test_non_contiguous_and_empty(rng):
     positions, score = make(rng, 6, 4)
     strided = positions.repeat(1, 2, 1)[:, ::2]
-    assert torch.equal(on_triton(strided, score, **COMMON), on_triton(strided.contiguous(), score, **COMMON))
-    result = on_triton(positions[:0], score[:0], **COMMON, return_noise=True, return_log_density=True)
+    got, want = (on_triton(ops.em_step, x, score, **COMMON) for x in (strided, strided.contiguous()))
+    assert torch.equal(got, want)
+    result = on_triton(ops.em_step, positions[:0], score[:0], **COMMON, return_noise=True, return_log_density=True)
     assert [list(t.shape) for t in result] == [[0, 4, 3], [0, 4, 3], [0]]
 
 
@@ -117,15 +114,10 @@ def test_gradients_and_opcheck(rng):
     diffusion = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64, device=DEVICE)
 
     def step(x, s):
-        return on_triton(x, s, diffusion=diffusion, time_step=0.1, seed=3)
+        return on_triton(ops.em_step, x, s, diffusion=diffusion, time_step=0.1, seed=3)
 
     assert torch.autograd.gradcheck(step, (positions.requires_grad_(), score.requires_grad_()), fast_mode=True)
     one = torch.ones(1, dtype=torch.float64, device=DEVICE)
     with use_backend("triton"):  # autograd and its tracing do not see the kernel: tests/ops/test_em_step.py has them
         torch.library.opcheck(torch.ops.diffmd_fast.em_step, (positions, score, one, one, 1, 0, 0, True, True),
                               test_utils=("test_schema", "test_faketensor"))
-
-
-def test_an_operation_without_a_triton_kernel_says_so():
-    with use_backend("triton"), pytest.raises(UnavailableError, match="torsions has no Triton kernel"):
-        ops.torsions(torch.zeros(1, 4, 3, device=DEVICE), torch.tensor([[0, 1, 2, 3]], device=DEVICE))

@@ -7,6 +7,7 @@ import torch
 # torch is imported before the native module on purpose: the module then shares torch's OpenMP runtime instead of
 # bringing a second pool of threads.
 from .. import _C
+from ..backend import current_backend, triton_runs
 from ..errors import check_integer, require
 
 LIBRARY = torch.library.Library("diffmd_fast", "DEF")
@@ -30,19 +31,41 @@ def native(name: str, dtype: torch.dtype):
     return getattr(_C, f"{name}_{NATIVE_DTYPES[dtype]}")
 
 
-def define(schema: str, cpu, fake, other=None, cuda=None) -> None:
+def define(schema: str, cpu, fake, other=None, triton=None) -> None:
     """Register an operator: its schema, CPU kernel, fake (shapes only) kernel, and the kernels of other devices.
 
     ``other``, where given, is the plain PyTorch reference in the schema's own signature; it serves every device
-    without a kernel of its own.  ``cuda`` serves CUDA tensors in its place.
+    without a kernel of its own.  ``triton`` serves CUDA tensors in its place where Triton runs, and CPU tensors in
+    Triton's interpreter when the triton backend was chosen.
     """
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, cpu, "CPU")
-    for key, kernel in (("CUDA", cuda or other), ("MPS", other), ("XPU", other)):
+    LIBRARY.impl(name, cpu if triton is None else cpu_kernel(cpu, triton), "CPU")
+    for key, kernel in (("CUDA", other if triton is None else cuda_kernel(name, triton, other)), ("MPS", other),
+                        ("XPU", other)):
         if kernel is not None:
             LIBRARY.impl(name, kernel, key)
     torch.library.register_fake(f"diffmd_fast::{name}", fake, lib=LIBRARY)
+
+
+def cpu_kernel(cpu, triton):
+    """What runs on CPU tensors."""
+
+    def kernel(*arguments):
+        return (triton if current_backend() == "triton" else cpu)(*arguments)
+
+    return kernel
+
+
+def cuda_kernel(name: str, triton, other):
+    """What runs on CUDA tensors; ``other`` None: nothing but Triton can."""
+
+    def kernel(*arguments):
+        if triton_runs(name, fallback=other is not None):
+            return triton(*arguments)
+        return other(*arguments)
+
+    return kernel
 
 
 def register_autograd(name: str, backward, setup_context=None) -> None:

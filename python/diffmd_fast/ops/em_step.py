@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backend import current_backend, run_reference, triton_runs
+from ..backend import run_reference
 from ..errors import InputError, check_integer, check_number, check_tensor, require
 from ..reference.em_step import EmStepResult, em_step_core, log_density_of
 from ._library import LIBRARY, NATIVE_DTYPES, define, get_num_threads, native, refuse_gradient, register_autograd
@@ -56,7 +56,7 @@ def em_step(positions: Tensor, score: Tensor, *, diffusion: float | Tensor, time
     if out is not None:
         _check_out(out, positions, score)
     signed = seed - 2**64 if seed >= 2**63 else seed  # a schema's int is signed; the bits are the same
-    by_reference = run_reference(positions.device.type, "em_step", triton=True)
+    by_reference = run_reference(positions.device.type, "em_step")
     if out is positions and not (by_reference or return_noise or return_log_density):
         torch.ops.diffmd_fast.em_step_(positions, score, diffusion_time, variance, signed, first_replica, step)
         return positions
@@ -139,9 +139,6 @@ def _check_call(positions, score, diffusion_time, variance, first_replica, step)
 
 def _cpu(positions, score, diffusion_time, variance, seed, first_replica, step, with_noise, with_log_density):
     _check_call(positions, score, diffusion_time, variance, first_replica, step)
-    if current_backend() == "triton":  # in its interpreter
-        return _triton(positions, score, diffusion_time, variance, seed, first_replica, step, with_noise,
-                       with_log_density)
     positions, score, diffusion_time, variance = (t.contiguous() for t in (positions, score, diffusion_time, variance))
     moved = torch.empty_like(positions)
     noise = torch.empty_like(positions) if with_noise or with_log_density else positions.new_empty(0)
@@ -161,18 +158,14 @@ def _native(positions, score, diffusion_time, variance, seed, first_replica, ste
 def _triton(positions, score, diffusion_time, variance, seed, first_replica, step, with_noise, with_log_density):
     from ..kernels.triton.em_step import em_step as kernel
 
+    _check_call(positions, score, diffusion_time, variance, first_replica, step)
     moved, noise = kernel(positions, score, diffusion_time, variance, seed, first_replica, step,
                           with_noise=with_noise or with_log_density)
     return moved, noise, log_density_of(noise, diffusion_time, variance) if with_log_density else noise.new_empty(0)
 
 
-def _cuda(positions, score, diffusion_time, variance, seed, first_replica, step, with_noise, with_log_density):
-    _check_call(positions, score, diffusion_time, variance, first_replica, step)
-    run = _triton if triton_runs("em_step") else _other
-    return run(positions, score, diffusion_time, variance, seed, first_replica, step, with_noise, with_log_density)
-
-
 def _other(positions, score, diffusion_time, variance, seed, first_replica, step, with_noise, with_log_density):
+    _check_call(positions, score, diffusion_time, variance, first_replica, step)
     moved, noise, log_density = em_step_core(positions, score, diffusion_time, variance, seed & (2**64 - 1),
                                              first_replica, step)
     return (moved, noise if with_noise or with_log_density else positions.new_empty(0),
@@ -188,7 +181,7 @@ def _fake(positions, score, diffusion_time, variance, seed, first_replica, step,
 
 def _cpu_in_place(positions, score, diffusion_time, variance, seed, first_replica, step):
     _check_call(positions, score, diffusion_time, variance, first_replica, step)
-    if current_backend() == "triton" or not positions.is_contiguous():
+    if not positions.is_contiguous():
         positions.copy_(_cpu(positions, score, diffusion_time, variance, seed, first_replica, step, False, False)[0])
         return
     score, diffusion_time, variance = (t.contiguous() for t in (score, diffusion_time, variance))
@@ -198,8 +191,8 @@ def _cpu_in_place(positions, score, diffusion_time, variance, seed, first_replic
     _native(positions, score, diffusion_time, variance, seed, first_replica, step, positions)
 
 
-def _cuda_in_place(positions, *arguments):
-    positions.copy_(_cuda(positions, *arguments, False, False)[0])
+def _triton_in_place(positions, *arguments):
+    positions.copy_(_triton(positions, *arguments, False, False)[0])
 
 
 def _other_in_place(positions, *arguments):
@@ -234,10 +227,10 @@ def _backward(ctx, grad_moved, grad_noise, grad_log_density):
 
 define("em_step(Tensor positions, Tensor score, Tensor diffusion_time, Tensor variance, int seed, "
        "int first_replica, int step, bool with_noise, bool with_log_density) -> (Tensor, Tensor, Tensor)",
-       _cpu, _fake, _other, _cuda)
+       _cpu, _fake, _other, _triton)
 register_autograd("em_step", _backward, _setup_context)
 
 # A second operator and not an argument of the first: a schema says once for all what is overwritten.
 define("em_step_(Tensor(a!) positions, Tensor score, Tensor diffusion_time, Tensor variance, int seed, "
-       "int first_replica, int step) -> ()", _cpu_in_place, _fake_in_place, _other_in_place, _cuda_in_place)
+       "int first_replica, int step) -> ()", _cpu_in_place, _fake_in_place, _other_in_place, _triton_in_place)
 LIBRARY.impl("em_step_", _no_gradient_in_place, "Autograd")

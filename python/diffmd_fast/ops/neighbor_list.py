@@ -1,8 +1,8 @@
 """Neighbor lists of molecules and of periodic systems: compressed sparse rows with their transpose.
 
 Minimum image in fractional coordinates (Allen and Tildesley, Computer Simulation of Liquids, 2nd ed., section 1.6.5)
-and linked cells (section 5.3.2), here as a counting sort.  Fast path: csrc/neighbor_*.cpp.  Truth:
-reference/neighbor_list.py.
+and linked cells (section 5.3.2), here as a counting sort.  Fast paths: csrc/neighbor_*.cpp, and for every pair of
+a replica kernels/triton/neighbor_list.py.  Truth: reference/neighbor_list.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from ._library import define, get_num_threads, native, refuse_gradient, register
 
 # "brute_force" looks at every pair of a replica, "cell_list" only at those in cells side by side (linear time);
 # "auto" takes the cells from this many atoms on, where they were measured to win (without a box between 200 atoms with
-# AVX2 and 700 with AVX-512, with one at 130). All give the same list.
+# AVX2 and 700 with AVX-512, with one at 130). All give the same list. There are no cells on a GPU yet: every method
+# then looks at every pair.
 METHODS = ("auto", "brute_force", "cell_list")
 CELLS_FROM, CELLS_FROM_IN_BOX = 400, 130
 _NO_BOX = torch.empty(0, 3, 3, dtype=torch.float64)
@@ -208,6 +209,27 @@ def _all_pairs_cpu(positions: Tensor, threads: int) -> tuple[Tensor, Tensor, Ten
     return row_ptr, col, torch.empty(0, 3, dtype=torch.int32), reverse
 
 
+def _triton(positions, box, reach, method):
+    return _list_and_vectors_triton(positions, box, reach, method, False, False)[:4]
+
+
+def _list_and_vectors_triton(positions, box, reach, method, vectors, distances):
+    from ..kernels.triton import neighbor_list as kernels
+
+    _check_call(positions, box, reach, method)
+    inverse = None
+    if box.shape[0]:
+        _check_reach(box.cpu().contiguous(), None, reach)
+        inverse = inverse_boxes(box)[0]
+    positions, box = positions.contiguous(), box.contiguous()
+    if positions.numel() == 0:
+        return *neighbor_list_core(positions, box, reach), positions.new_empty(0, 3), positions.new_empty(0)
+    *lists, bad = kernels.search(positions, box, inverse, reach)
+    if bad >= 0:
+        _refuse(positions, bad)
+    return *lists, *kernels.edges(positions, box, *lists, reverse=True, vectors=vectors, distances=distances)
+
+
 def _other(positions, box, reach, method):
     _check_call(positions, box, reach, method)
     _check_finite(positions)
@@ -240,23 +262,41 @@ def _list_and_vectors_fake(positions, box, reach, method, vectors, distances):
     return *lists, *_vectors_fake(positions, box, *lists[:3], vectors, distances)
 
 
-def _vectors_cpu(positions, box, row_ptr, col, shift, vectors=True, distances=True):
+def _checked_list(positions, box, row_ptr, col, shift) -> list[Tensor]:
+    """The arguments of neighbor_vectors as kernels read them."""
     check_tensor(positions, "positions", ("replicas", "atoms", 3))
-    n_replicas, n_atoms, _ = positions.shape
-    n_edges, periodic = col.numel(), box.shape[0] > 0
     _check_box_shape(positions, box)
-    check_tensor(row_ptr, "row_ptr", (n_replicas * n_atoms + 1,), dtypes=(torch.int64,))
+    n_rows, n_shifts = positions.shape[0] * positions.shape[1] + 1, col.numel() if box.shape[0] else 0
+    check_tensor(row_ptr, "row_ptr", (n_rows,), dtypes=(torch.int64,))
     check_tensor(col, "col", ("edges",), dtypes=(torch.int32,))
-    check_tensor(shift, "shift", (n_edges if periodic else 0, 3), dtypes=(torch.int32,))
-    positions, box, row_ptr, col, shift = (t.contiguous() for t in (positions, box, row_ptr, col, shift))
-    along, apart = positions.new_empty(n_edges * vectors, 3), positions.new_empty(n_edges * distances)
-    good = native("neighbor_vectors", positions.dtype)(
-        n_replicas, n_atoms, n_edges, positions.data_ptr(), box.data_ptr() if periodic else 0, box.shape[0] > 1,
-        row_ptr.data_ptr(), col.data_ptr(), shift.data_ptr(), along.data_ptr() if vectors else 0,
-        apart.data_ptr() if distances else 0, get_num_threads())
+    check_tensor(shift, "shift", (n_shifts, 3), dtypes=(torch.int32,))
+    return [t.contiguous() for t in (positions, box, row_ptr, col, shift)]
+
+
+def _require_list(good: bool) -> None:
     require(good, "col", "a neighbor list of these positions (row_ptr ascending from 0 to the number of edges, col "
             "below the number of atoms)", "another")
+
+
+def _vectors_cpu(positions, box, row_ptr, col, shift, vectors=True, distances=True):
+    positions, box, row_ptr, col, shift = _checked_list(positions, box, row_ptr, col, shift)
+    n_replicas, n_atoms, _ = positions.shape
+    n_edges, periodic = col.numel(), box.shape[0] > 0
+    along, apart = positions.new_empty(n_edges * vectors, 3), positions.new_empty(n_edges * distances)
+    _require_list(native("neighbor_vectors", positions.dtype)(
+        n_replicas, n_atoms, n_edges, positions.data_ptr(), box.data_ptr() if periodic else 0, box.shape[0] > 1,
+        row_ptr.data_ptr(), col.data_ptr(), shift.data_ptr(), along.data_ptr() if vectors else 0,
+        apart.data_ptr() if distances else 0, get_num_threads()))
     return along, apart
+
+
+def _vectors_triton(positions, box, row_ptr, col, shift, vectors=True, distances=True):
+    from ..kernels.triton import neighbor_list as kernels
+    from ..kernels.triton import rows
+
+    lists = _checked_list(positions, box, row_ptr, col, shift)
+    _require_list(rows.check(*lists[2:4], symmetric=False) == rows.FINE)
+    return kernels.edges(*lists, vectors=vectors, distances=distances)[1:]
 
 
 def _vectors_other(positions, box, row_ptr, col, shift, vectors=True, distances=True):
@@ -289,12 +329,13 @@ def _vectors_backward(ctx, grad_vectors, grad_distances):
 
 
 define("neighbor_list(Tensor positions, Tensor box, float reach, str method) -> (Tensor, Tensor, Tensor, Tensor)",
-       _cpu, _fake, _other)
+       _cpu, _fake, _other, _triton)
 define("neighbor_vectors(Tensor positions, Tensor box, Tensor row_ptr, Tensor col, Tensor shift, "
-       "bool vectors=True, bool distances=True) -> (Tensor, Tensor)", _vectors_cpu, _vectors_fake, _vectors_other)
+       "bool vectors=True, bool distances=True) -> (Tensor, Tensor)", _vectors_cpu, _vectors_fake, _vectors_other,
+       _vectors_triton)
 register_autograd("neighbor_vectors", _vectors_backward, _vectors_setup_context)
 # Both in one, without gradient: what a search compares need not be computed again. What is not asked for comes back
 # empty, here and from neighbor_vectors.
 define("neighbor_list_and_vectors(Tensor positions, Tensor box, float reach, str method, bool vectors, bool distances) "
        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-       native_list, _list_and_vectors_fake, _list_and_vectors_other)
+       native_list, _list_and_vectors_fake, _list_and_vectors_other, _list_and_vectors_triton)

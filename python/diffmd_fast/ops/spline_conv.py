@@ -4,7 +4,7 @@
 
 SchNet's interaction (arXiv 1706.08566, eq. 2) with the filter tabulated as a spline on [0, cutoff].
 
-Fast path: csrc/spline_conv.cpp.  Truth: reference/spline_conv.py.
+Fast paths: csrc/spline_conv.cpp and kernels/triton/spline_conv.py.  Truth: reference/spline_conv.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backend import run_reference
+from ..backend import run_reference, triton_runs
 from ..errors import UnavailableError, check_number, check_tensor, require
 from ..reference.spline_conv import spline_conv_core
 from ._library import NATIVE_DTYPES, define, get_num_threads, native, refuse_gradient, register_autograd
@@ -56,7 +56,7 @@ def spline_conv(features: Tensor, positions: Tensor, coefficients: Tensor, neigh
     n_replicas, n_atoms, n_features = _check(features, positions, coefficients, neighbors, cutoff)
     n_nodes = n_replicas * n_atoms
     operator = torch.ops.diffmd_fast.spline_conv
-    reference = run_reference(positions.device.type, "spline_conv")
+    reference = run_reference(positions.device.type, "spline_conv") or _no_kernel(positions)
     offsets = _offsets(neighbors, box, positions, reference)
     if reference:
         operator = spline_conv_core
@@ -64,6 +64,12 @@ def spline_conv(features: Tensor, positions: Tensor, coefficients: Tensor, neigh
     messages = operator(features.reshape(n_nodes, n_features), positions.reshape(n_nodes, 3), coefficients,
                         neighbors.row_ptr, neighbors.col, offsets, float(cutoff))
     return messages.view(n_replicas, n_atoms, n_features)
+
+
+def _no_kernel(positions: Tensor) -> bool:
+    """CUDA tensors where Triton is missing: the operators below have nothing but kernels."""
+    compiling = torch.compiler.is_compiling()  # then Triton is there
+    return positions.device.type == "cuda" and not compiling and not triton_runs("spline_conv")
 
 
 def _check(features, positions, coefficients, neighbors, cutoff) -> tuple[int, int, int]:
@@ -132,10 +138,10 @@ _GRAPH = ("Tensor features, Tensor positions, Tensor coefficients, Tensor row_pt
           "Tensor offsets, float cutoff")
 
 
-def run_native(name: str, graph: tuple, *tensors: Tensor | None) -> None:
-    """Run native ``name``: shapes are checked once more, since the flat operators may be called by anyone."""
+def _check_graph(graph: tuple) -> tuple:
+    """The graph as kernels read it: shapes are checked once more, as the flat operators may be called by anyone."""
     features, positions, coefficients, row_ptr, col, offsets, cutoff = graph
-    n_nodes, n_edges, dtype = row_ptr.numel() - 1, col.numel(), features.dtype
+    n_nodes, n_edges, dtype, device = row_ptr.numel() - 1, col.numel(), features.dtype, features.device
     require(dtype in NATIVE_DTYPES, "features", "dtype float32 or float64", dtype)
     require(features.dim() == coefficients.dim() == 2, "features", "shape [nodes, features], and coefficients of "
             "shape [knots, features]", f"{list(features.shape)} and {list(coefficients.shape)}")
@@ -147,19 +153,40 @@ def run_native(name: str, graph: tuple, *tensors: Tensor | None) -> None:
             "row_ptr": (row_ptr, (n_nodes + 1,), torch.int64), "col": (col, (n_edges,), torch.int32),
             "offsets": (offsets, (n_edges if offsets.numel() else 0, 3), dtype)}
     for argument, (tensor, shape, want) in flat.items():
-        require(tensor.shape == shape and tensor.dtype == want and tensor.device.type == "cpu", argument,
-                f"{want} of shape {list(shape)}", f"{tensor.dtype} of shape {list(tensor.shape)}")
+        require(tensor.shape == shape and tensor.dtype == want and tensor.device == device, argument,
+                f"{want} of shape {list(shape)} on {device}",
+                f"{tensor.dtype} of shape {list(tensor.shape)} on {tensor.device}")
     require(n_features >= 1 and 4 <= n_knots <= MAX_KNOTS, "coefficients", f"[4 to {MAX_KNOTS}, 1 or more]",
             list(coefficients.shape))
     check_number(cutoff, "cutoff", above=0, unit="nm")
-    kept = [t.contiguous() for t in graph[:6]]  # alive until the kernel is done
-    status = native(name, dtype)(
-        n_nodes, n_edges, n_features, n_knots, cutoff, *(t.data_ptr() for t in kept), get_num_threads(),
-        *(0 if t is None else t.data_ptr() for t in tensors))
+    return *(t.contiguous() for t in graph[:6]), cutoff
+
+
+def run_native(name: str, graph: tuple, *tensors: Tensor | None) -> None:
+    """Run native ``name`` on CPU tensors."""
+    *kept, cutoff = _check_graph(graph)  # alive until the kernel is done
+    features, coefficients = kept[0], kept[2]
+    require(features.device.type == "cpu", "features", "CPU tensors", features.device)
+    n_nodes, n_edges = kept[3].numel() - 1, kept[4].numel()
+    status = native(name, features.dtype)(
+        n_nodes, n_edges, features.shape[1], coefficients.shape[0], cutoff, *(t.data_ptr() for t in kept),
+        get_num_threads(), *(0 if t is None else t.data_ptr() for t in tensors))
     if status in _STATUS:
         require(False, *_STATUS[status])
     if status:
         raise MemoryError(f"{name}: no memory for partial sums of shape {list(coefficients.shape)}")
+
+
+def run_triton(name: str, given: tuple, graph: tuple, wanted: tuple = (), symmetric: bool = True):
+    """Run function ``name`` of kernels/triton/spline_conv.py on other tensors, the graph, and what is wanted."""
+    from ..kernels.triton import rows
+    from ..kernels.triton import spline_conv as kernels
+
+    graph = _check_graph(graph)
+    status = rows.check(graph[3], graph[4], symmetric)
+    if status != rows.FINE:
+        require(False, *_STATUS[status])
+    return getattr(kernels, name)(*given, *graph, *wanted)
 
 
 def _aligned(argument: str, tensor: Tensor | None, like: Tensor) -> Tensor | None:
@@ -185,6 +212,10 @@ def _cpu(*graph):
     return out
 
 
+def _triton(*graph):
+    return run_triton("forward", (), graph, symmetric=False)
+
+
 def _fake(features, *_):
     return _empty(features)
 
@@ -197,19 +228,33 @@ def _cpu_backward(grad, *arguments):
     return outputs
 
 
+def _triton_backward(grad, *arguments):
+    graph, wanted = arguments[:7], arguments[7:]
+    return run_triton("backward", (_aligned("grad", grad, graph[0]),), graph, wanted)
+
+
 def _fake_backward(grad, *arguments):
     return tuple(_empty(like, want) for like, want in zip(arguments[:3], arguments[7:]))
 
 
+def _along(tensors: tuple, graph: tuple) -> tuple[Tensor | None, ...]:
+    names = ("along_features", "along_positions", "along_coefficients")
+    return tuple(_aligned(name, tensor, like) for name, tensor, like in zip(names, tensors, graph))
+
+
 def _cpu_double_backward(along_features, along_positions, along_coefficients, grad, *arguments):
     graph, wanted = arguments[:7], arguments[7:]
-    given = (along_features, along_positions, along_coefficients)
-    names = ("along_features", "along_positions", "along_coefficients")
-    given = [_aligned(name, tensor, like) for name, tensor, like in zip(names, given, graph)]
+    given = _along((along_features, along_positions, along_coefficients), graph)
     grad = _aligned("grad", grad, graph[0])
     outputs = (_empty(graph[0]), _empty(graph[0]), _empty(graph[1], wanted[0]), _empty(graph[2], wanted[1]))
     run_native("spline_conv_double_backward", graph, grad, *given, *outputs[:2], *map(_asked, outputs[2:], wanted))
     return outputs
+
+
+def _triton_double_backward(along_features, along_positions, along_coefficients, grad, *arguments):
+    graph, wanted = arguments[:7], arguments[7:]
+    given = _along((along_features, along_positions, along_coefficients), graph)
+    return run_triton("double_backward", (*given, _aligned("grad", grad, graph[0])), graph, wanted)
 
 
 def _fake_double_backward(along_features, along_positions, along_coefficients, grad, *arguments):
@@ -266,15 +311,16 @@ def _backward_backward(ctx, *along):
 
 def _no_third_derivative(ctx, *grads):
     raise UnavailableError("spline_conv: the third derivative (of spline_conv_double_backward) is not "
-                           "available natively; use_backend(\"reference\") has derivatives of any order")
+                           "available outside the reference backend: use_backend(\"reference\") has every order")
 
 
-define(f"spline_conv({_GRAPH}) -> Tensor", _cpu, _fake)
+define(f"spline_conv({_GRAPH}) -> Tensor", _cpu, _fake, triton=_triton)
 define(f"spline_conv_backward(Tensor grad, {_GRAPH}, bool for_features, bool for_positions, "
-       "bool for_coefficients) -> (Tensor, Tensor, Tensor)", _cpu_backward, _fake_backward)
+       "bool for_coefficients) -> (Tensor, Tensor, Tensor)", _cpu_backward, _fake_backward, triton=_triton_backward)
 define("spline_conv_double_backward(Tensor? along_features, Tensor? along_positions, "
        f"Tensor? along_coefficients, Tensor grad, {_GRAPH}, bool for_positions, bool for_coefficients) "
-       "-> (Tensor, Tensor, Tensor, Tensor)", _cpu_double_backward, _fake_double_backward)
+       "-> (Tensor, Tensor, Tensor, Tensor)", _cpu_double_backward, _fake_double_backward,
+       triton=_triton_double_backward)
 register_autograd("spline_conv", _backward, _setup_context)
 register_autograd("spline_conv_backward", _backward_backward, _setup_context_backward)
 register_autograd("spline_conv_double_backward", _no_third_derivative)

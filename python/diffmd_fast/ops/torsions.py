@@ -1,7 +1,8 @@
 """Sine and cosine of torsion angles of given atom quadruples, with first and second derivatives.
 
 Finite and smooth at every geometry, straight chains and coincident atoms included; the formula, its sign
-convention and what its two floors change: reference/torsions.py.  Fast path: csrc/torsions.cpp.
+convention and what its two floors change: reference/torsions.py.  Fast paths: csrc/torsions.cpp and
+kernels/triton/torsions.py.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ def torsions(positions: Tensor, quadruples: Tensor) -> Tensor:
     Returns:
         [replicas, torsions, 2], last axis (sin, cos); IUPAC sign, trans is (0, -1).  For ordinary geometries
         sin^2 + cos^2 = 1 within 1e-5; towards three atoms on one line both go smoothly to 0.  Differentiable
-        twice with respect to positions on the native backend, to any order on the reference.
+        twice with respect to positions on the native and Triton backends, to any order on the reference.
 
     Raises:
         InputError: an argument of the wrong shape, dtype or device; a quadruple with an atom out of range or
             twice.
-        UnavailableError: a third derivative was asked for on the native backend.
+        UnavailableError: a third derivative was asked for outside the reference backend.
     """
     check_tensor(positions, "positions", ("replicas", "atoms", 3))
     check_tensor(quadruples, "quadruples", ("torsions", 4), dtypes=(torch.int64, torch.int32),
@@ -56,24 +57,30 @@ def _refuse(quadruples: Tensor, row: int, n_atoms: int) -> None:
                      f"{quadruples[row].tolist()} in row {row}")
 
 
-def _call(name: str, positions: Tensor, quadruples: Tensor, grad_output: Tensor | None = None,
-          cotangent: Tensor | None = None, output: Tensor | None = None,
-          grad_positions: Tensor | None = None) -> None:
-    """Run one native kernel; it checks the quadruples before it writes to the outputs."""
+def _checked(positions: Tensor, quadruples: Tensor, grad_output: Tensor | None = None,
+             cotangent: Tensor | None = None) -> list[Tensor | None]:
+    """The arguments as kernels read them; callers of torch.ops.diffmd_fast have not met the checks above."""
     check_tensor(positions, "positions", ("replicas", "atoms", 3))
     check_tensor(quadruples, "quadruples", ("torsions", 4), dtypes=(torch.int64, torch.int32))
-    positions, quadruples = positions.contiguous(), quadruples.to(torch.int64).contiguous()
     n_replicas, n_atoms, n_torsions = positions.shape[0], positions.shape[1], quadruples.shape[0]
-    inputs = []  # kept until the kernel has returned: contiguous() may have made copies
+    arguments = [positions.contiguous(), quadruples.to(torch.int64).contiguous()]
     for argument, value, shape in (("grad_output", grad_output, (n_replicas, n_torsions, 2)),
                                    ("cotangent", cotangent, (n_replicas, n_atoms, 3))):
         if value is not None:
             check_tensor(value, argument, shape, like=("positions", positions))
             value = value.contiguous()
-        inputs.append(value)
+        arguments.append(value)
+    return arguments
+
+
+def _call(name: str, positions: Tensor, quadruples: Tensor, grad_output: Tensor | None = None,
+          cotangent: Tensor | None = None, output: Tensor | None = None,
+          grad_positions: Tensor | None = None) -> None:
+    """Run one native kernel; it checks the quadruples before it writes to the outputs."""
+    inputs = _checked(positions, quadruples, grad_output, cotangent)  # alive until the kernel has returned
     addresses = [0 if t is None else t.data_ptr() for t in (*inputs, output, grad_positions)]
-    bad_row = native(name, positions.dtype)(n_replicas, n_atoms, n_torsions, positions.data_ptr(),
-                                            quadruples.data_ptr(), *addresses, get_num_threads())
+    n_replicas, n_atoms, _ = positions.shape
+    bad_row = native(name, positions.dtype)(n_replicas, n_atoms, quadruples.shape[0], *addresses, get_num_threads())
     if bad_row >= 0:
         _refuse(quadruples, bad_row, n_atoms)
 
@@ -109,6 +116,31 @@ def _fake_double_backward(cotangent, grad_output, positions, quadruples):
             torch.empty_like(positions, memory_format=torch.contiguous_format))
 
 
+def _triton(positions, quadruples):
+    from ..kernels.triton import torsions as kernels
+
+    positions, quadruples, _, _ = _checked(positions, quadruples)
+    _check_quadruples(quadruples, positions.shape[1])
+    return kernels.angles(positions, quadruples)
+
+
+def _triton_backward(grad_output, positions, quadruples):
+    from ..kernels.triton import torsions as kernels
+
+    positions, quadruples, grad_output, _ = _checked(positions, quadruples, grad_output)
+    _check_quadruples(quadruples, positions.shape[1])
+    return kernels.gradient(grad_output, positions, quadruples)
+
+
+def _triton_double_backward(cotangent, grad_output, positions, quadruples):
+    from ..kernels.triton import torsions as kernels
+
+    positions, quadruples, grad_output, cotangent = _checked(positions, quadruples, grad_output, cotangent)
+    _check_quadruples(quadruples, positions.shape[1])
+    return (kernels.angles(positions, quadruples, cotangent),
+            kernels.gradient(grad_output, positions, quadruples, cotangent))
+
+
 def _other(positions, quadruples):
     _check_quadruples(quadruples, positions.shape[1])
     return torsions_core(positions, quadruples)
@@ -133,14 +165,15 @@ def _backward_of_backward(ctx, cotangent):
 
 def _third_derivative(ctx, *grads):
     raise UnavailableError("torsions: the third derivative (gradient of torsions_double_backward) is not "
-                           "available on the native backend; use_backend(\"reference\") has every order")
+                           "available outside the reference backend: use_backend(\"reference\") has every order")
 
 
-define("torsions(Tensor positions, Tensor quadruples) -> Tensor", _cpu, _fake, _other)
+define("torsions(Tensor positions, Tensor quadruples) -> Tensor", _cpu, _fake, _other, _triton)
 define("torsions_backward(Tensor grad_output, Tensor positions, Tensor quadruples) -> Tensor", _cpu_backward,
-       _fake_backward, torsions_backward_core)
+       _fake_backward, torsions_backward_core, _triton_backward)
 define("torsions_double_backward(Tensor cotangent, Tensor grad_output, Tensor positions, Tensor quadruples) "
-       "-> (Tensor, Tensor)", _cpu_double_backward, _fake_double_backward, _other_double_backward)
+       "-> (Tensor, Tensor)", _cpu_double_backward, _fake_double_backward, _other_double_backward,
+       _triton_double_backward)
 register_autograd("torsions", _backward, _setup_context)
 register_autograd("torsions_backward", _backward_of_backward, _setup_context)
 register_autograd("torsions_double_backward", _third_derivative)

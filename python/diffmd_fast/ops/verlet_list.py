@@ -79,7 +79,9 @@ class VerletList:
         """
         check_tensor(positions, "positions", ("replicas", "atoms", 3))
         boxes = as_boxes(box, positions, "VerletList")
-        now, plain = positions.detach(), run_reference(positions.device.type, "neighbor_list")
+        now = positions.detach()
+        # Moves and splices have no kernels beside the native ones.
+        plain = run_reference(now.device.type, "neighbor_list") or now.device.type == "cuda"
         if self._list is None:
             self._build(now, boxes, None)
         else:
