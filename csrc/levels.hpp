@@ -32,9 +32,9 @@
 #endif
 
 #define DIFFMD_PRAGMA(text) _Pragma(#text)
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #define DIFFMD_UNROLL(n) DIFFMD_PRAGMA(unroll)
-#elif defined(__GNUC__)
+#elif defined(__GNUC__) && !defined(__CUDACC__)
 #define DIFFMD_UNROLL(n) DIFFMD_PRAGMA(GCC unroll n)
 #else
 #define DIFFMD_UNROLL(n)
