@@ -94,7 +94,7 @@ class BlockRun(ResidentRun):
         self._molecules, self._lanes = plan(model, len(positions), limits)
         self._evaluates = False
         self._checked_pairs = self._limits[0].cpu()
-        self._limits = (self._checked_pairs.to(self._device), *self._limits[1:])
+        self._limits = (*(limit.to(self._device) for limit in self._limits[:3]), self._limits[3])
         self._memory = (None,) * 4  # of integrators that the blocks do not have
 
     def _begin(self) -> None:
