@@ -376,8 +376,8 @@ void langevin(std::int64_t n_replicas, std::int64_t n_atoms, Address positions, 
 }
 
 // ---- resident_sampler -----------------------------------------------------------------------------------
-// `run` has the fields of csrc/resident_sampler.hpp, `model` and `place` as schnet_call takes them. Its pairs are left to
-// be checked.
+// `run` has the fields of csrc/resident_sampler.hpp, `model` and `place` are as schnet_call takes them. The pairs are
+// left to be checked.
 template <typename T>
 diffmd::ResidentSampler<T> resident_call(const py::dict& model, const py::dict& place, const py::dict& run) {
   const auto integer = [&](const char* name) { return run[name].cast<std::int64_t>(); };

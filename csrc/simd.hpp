@@ -1,6 +1,6 @@
 // One register of the level being compiled, as a type that + - * / < and ?: work on, where GCC's vectorizer would not
-// keep sums in registers. Other compilers get registers of one lane: the same source, the same results. So does nvcc, and
-// who defines DIFFMD_ONE_LANE.
+// keep sums in registers. Other compilers get registers of one lane: the same source, the same results. So does nvcc,
+// and who defines DIFFMD_ONE_LANE.
 #pragma once
 #include <string.h>
 

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -223,6 +224,31 @@ def test_it_says_why_a_gpu_run_would_go_step_by_step(rng):
     assert "more than 64 atoms" in why_not_blocks(Sampler(large, SPRING), torch.zeros(1, 65, 3))
     if not torch.cuda.is_available():
         assert why_not_blocks(Sampler(MODEL, SPRING), x) == _C.cuda_probe() != ""
+
+
+def test_gpu_tensors_are_sent_to_the_blocks():
+    """What the sampler asks before a run, of a tensor that says it is on a GPU."""
+    x = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
+    assert resident_module.resident_loop(x)[0] is BlockRun
+    assert resident_module.why_not_resident(Sampler(MODEL, SPRING, integrator="baoab", masses=1.0), x) == (
+        "the GPU's loop has euler-maruyama and leimkuhler-matthews, not baoab")
+    if not torch.cuda.is_available():
+        assert resident_module.why_not_resident(Sampler(MODEL, SPRING), x) == _C.cuda_probe()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU would be given addresses on the host")
+def test_a_launch_without_a_gpu_says_what_is_missing():
+    class Launched(block_run()):
+        def _run(self, fields):
+            model, pairs = self._weights.description, self._checked_pairs.data_ptr()
+            for n_lanes, error in ((32, "^resident sampler: |^compiled without CUDA: "), (33, "^n_lanes: |^compiled")):
+                with pytest.raises((RuntimeError, ValueError), match=error):
+                    _C.resident_cuda(model, self._weights.place, fields, pairs, True, 1, n_lanes, 0, 0)
+            with pytest.raises((RuntimeError, ValueError), match="^CUDA: |^compiled without CUDA: "):
+                _C.cuda_block_limits(0)
+            super()._run(fields)
+
+    assert run(Launched, MODEL, SPRING, chain_positions(2), 1, 1)[0].n_steps == 1
 
 
 @pytest.mark.parametrize("n_atoms, n_replicas", [(1, 5), (5, 10**5), (22, 1), (22, 10**4), (33, 500), (64, 10**4)])

@@ -50,7 +50,7 @@ class Sampler:
         force: run a time step beyond the stability limit, and say so.
         resident: None (default) runs the whole loop in native code where model, integrator and backend allow, and
             step by step elsewhere; True refuses to run step by step, and says why it would have to; False runs
-            step by step.  The trajectory is the same to the bit.
+            step by step.  The trajectory is the same to the bit; on a GPU (kernels/cuda/) to float32 rounding.
 
     Raises:
         InputError: an argument out of range, a model without a score, an unknown integrator.
