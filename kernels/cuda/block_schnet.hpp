@@ -1,6 +1,6 @@
 // Energy and score of the molecules of a thread block: csrc/schnet.cpp once more, its formulas in its order, cut for
-// threads that share memory. There a pair of atoms is visited once; here every row gathers what belongs to it, so no two
-// items of a phase write to the same place. Sums have one order, whatever the number of lanes or of molecules in a block.
+// threads that share memory. There a pair of atoms is visited once; here every row gathers what belongs to it, so no
+// two items of a phase write to the same place. Sums have one order, whatever the number of lanes or of molecules.
 #pragma once
 #include "block_lanes.hpp"
 #include "normals.hpp"
@@ -46,7 +46,8 @@ struct BlockCutter {
 };
 
 // The memory of a block, cut out of `base`, which is aligned to 16. Returns the bytes.
-DIFFMD_HOST_DEVICE inline std::size_t cut_block(const SchNet<float>& model, int molecules, char* base, BlockMemory* out) {
+DIFFMD_HOST_DEVICE inline std::size_t cut_block(const SchNet<float>& model, int molecules, char* base,
+                                                BlockMemory* out) {
   BlockCutter cutter{base, 0};
   const std::int64_t m = molecules, n = model.n_atoms, atoms = m * n, blocks = model.n_blocks;
   out->n_rows = int((atoms + kTileRows - 1) / kTileRows * kTileRows);
@@ -126,6 +127,16 @@ struct BlockSchNet {
       }
       DIFFMD_UNROLL(4)
       for (int r = 0; r < kTileRows; ++r) finish(first + r, column, sum[r]);
+    };
+  }
+  // The ways to finish: into the rows of an array, and added to them.
+  DIFFMD_DEVICE auto into(float* array) const {
+    return [this, array](int at, int column, const Four& sum) { store4(row(array, at) + column, sum); };
+  }
+  DIFFMD_DEVICE auto onto(float* array) const {
+    return [this, array](int at, int column, const Four& sum) {
+      float* to = row(array, at) + column;
+      store4(to, load4(to) + sum);
     };
   }
   DIFFMD_DEVICE int n_tiles() const { return memory.n_rows / kTileRows * quads; }
@@ -293,10 +304,8 @@ struct BlockSchNet {
   DIFFMD_DEVICE void forward() const {
     embed();
     for (int b = 0; b < model.n_blocks; ++b) {
-      float *p = block(memory.p, b), *slopes = block(memory.slope, b);
-      lanes.phase(n_tiles(), product(memory.h, square(model.project, b), nullptr, [&](int at, int column, const Four& sum) {
-        store4(row(p, at) + column, sum);
-      }));
+      float* slopes = block(memory.slope, b);
+      lanes.phase(n_tiles(), product(memory.h, square(model.project, b), nullptr, into(block(memory.p, b))));
       convolve(b);
       lanes.phase(n_tiles(), product(memory.m, square(model.first, b), model.first_bias + b * 4 * quads,
                                      [&](int at, int column, const Four& sum) {
@@ -306,24 +315,22 @@ struct BlockSchNet {
                                        store4(row(slopes, at) + column, slope);
                                      }));
       lanes.phase(n_tiles(), product(memory.u, square(model.second, b), model.second_bias + b * 4 * quads,
-                                     [&](int at, int column, const Four& sum) { add(row(memory.h, at) + column, sum); }));
+                                     onto(memory.h)));
     }
     // The energies of four features of a row each stand in along until the row's are added up.
-    lanes.phase(n_tiles(), product(memory.h, model.readout, model.readout_bias, [&](int at, int column, const Four& sum) {
+    const auto read_out = [&](int at, int column, const Four& sum) {
       Four y, slope;
       silu(sum, &y, &slope);
       const Four out = weights4(model.readout_out + column);
       if (at < count * n) memory.along[at * quads + column / 4] = sum_of4(y * out);
       store4(row(memory.u, at) + column, out * slope);
-    }));
+    };
+    lanes.phase(n_tiles(), product(memory.h, model.readout, model.readout_bias, read_out));
   }
-
-  DIFFMD_DEVICE static void add(float* to, const Four& sum) { store4(to, load4(to) + sum); }
 
   // Leaves the gradient of the first features in h and that of the distances in along.
   DIFFMD_DEVICE void backward() const {
-    lanes.phase(n_tiles(), product(memory.u, model.readout_transposed, nullptr,
-                                   [&](int at, int column, const Four& sum) { store4(row(memory.h, at) + column, sum); }),
+    lanes.phase(n_tiles(), product(memory.u, model.readout_transposed, nullptr, into(memory.h)),
                 count * n, [&](int at) {
                   double energy = 0.0;
                   for (int q = 0; q < quads; ++q) energy += double(memory.along[at * quads + q]);
@@ -335,12 +342,10 @@ struct BlockSchNet {
                                      [&](int at, int column, const Four& sum) {
                                        store4(row(memory.u, at) + column, sum * load4(row(slopes, at) + column));
                                      }));
-      lanes.phase(n_tiles(), product(memory.u, square(model.first_transposed, b), nullptr,
-                                     [&](int at, int column, const Four& sum) { store4(row(memory.m, at) + column, sum); }));
+      lanes.phase(n_tiles(), product(memory.u, square(model.first_transposed, b), nullptr, into(memory.m)));
       convolve_backward(b);
       if (b > 0 || n_torsions > 0)  // the first embedding does not depend on the positions
-        lanes.phase(n_tiles(), product(memory.u, square(model.project_transposed, b), nullptr,
-                                       [&](int at, int column, const Four& sum) { add(row(memory.h, at) + column, sum); }));
+        lanes.phase(n_tiles(), product(memory.u, square(model.project_transposed, b), nullptr, onto(memory.h)));
     }
   }
 

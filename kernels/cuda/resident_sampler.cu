@@ -1,5 +1,5 @@
 // The resident sampler on the device: one thread block for a few molecules and all the steps of a call.
-// Compiled without fused multiply-adds of the compiler's choosing (CMakeLists.txt); the code itself says where it fuses.
+// Compiled so that nothing is fused but what the code itself fuses (CMakeLists.txt).
 #define DIFFMD_LEVEL device
 #include "block_sampler.hpp"
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from diffmd_fast import _C, use_backend
+from diffmd_fast.errors import UnavailableError
 from diffmd_fast.models import SchNet
 from diffmd_fast.sampling import EnergyReporter, Sampler, Spring, choose_spring
 from diffmd_fast.sampling import resident as resident_module
@@ -224,6 +225,16 @@ def test_it_says_why_a_gpu_run_would_go_step_by_step(rng):
     assert "more than 64 atoms" in why_not_blocks(Sampler(large, SPRING), torch.zeros(1, 65, 3))
     if not torch.cuda.is_available():
         assert why_not_blocks(Sampler(MODEL, SPRING), x) == _C.cuda_probe() != ""
+
+
+def test_blocks_that_compute_something_else_are_refused():
+    class Wrong(BlockRun):
+        def _prepare(self, sampler):
+            super()._prepare(sampler)
+            self._weights._kept[0]["readout_out"].mul_(1.1)
+
+    with pytest.raises(UnavailableError, match="^resident: the GPU's loop is off the model's energy by .* resident=False"):
+        run(Wrong, small_schnet(), SPRING, chain_positions(2), 1, 1)
 
 
 def test_gpu_tensors_are_sent_to_the_blocks():

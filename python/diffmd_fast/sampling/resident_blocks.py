@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import _C
 from ..backend import current_backend
+from ..errors import UnavailableError
 from ..models.folded import FEATURE_MULTIPLE, BlockWeights
 from .integrators import EulerMaruyama, LeimkuhlerMatthews
 from .resident import ResidentRun
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 RULES = (EulerMaruyama, LeimkuhlerMatthews)
 MAX_LANES = 512  # kernels/cuda/resident_blocks.hpp: kBlockLanes
 MAX_ROWS = 66  # atoms of a block of several molecules: each streams the weights once for all of them
+TOLERANCE = 0.01  # relative, of blocks against the model: torch may multiply in tf32
 HOST_LIMITS = (227 * 1024, 132)  # of an H100, for the emulation
 
 
@@ -103,6 +105,16 @@ class BlockRun(ResidentRun):
         self._evaluates = True
         self._call(self.step, self.step, 1, 1)  # no step
         self._evaluates = False
+        self._compare(part.energy[0], part.score[0])
+
+    def _compare(self, energy: Tensor, score: Tensor) -> None:
+        """The first replica's against the model's own: no run on blocks that compute something else."""
+        (wanted_energy,), (wanted_score,) = self._evaluate(self.positions[:1])
+        for name, got, wanted in (("energy", energy, wanted_energy), ("score", score, wanted_score)):
+            off, scale = (got - wanted).abs().max().item(), max(1.0, wanted.abs().max().item())
+            if off > TOLERANCE * scale:
+                raise UnavailableError(f"resident: the GPU's loop is off the model's {name} by {off:.3g} of {scale:.3g} "
+                                       "on this device; run with resident=False, and please report it")
 
     def _run(self, fields: dict[str, Any]) -> None:
         if self._device.type == "cpu":
