@@ -231,9 +231,10 @@ def test_blocks_that_compute_something_else_are_refused():
     class Wrong(BlockRun):
         def _prepare(self, sampler):
             super()._prepare(sampler)
-            self._weights._kept[0]["readout_out"].mul_(1.1)
+            self._wrong = 1.1 * sampler.model.folded(sampler.noise_level, torch.float32)._tensors["readout_out"]
+            self._weights.description["readout_out"] = self._wrong.data_ptr()
 
-    with pytest.raises(UnavailableError, match="^resident: the GPU's loop is off the model's energy by .* resident=False"):
+    with pytest.raises(UnavailableError, match="^resident: the GPU's loop is off the model's energy by .*=False"):
         run(Wrong, small_schnet(), SPRING, chain_positions(2), 1, 1)
 
 

@@ -113,8 +113,8 @@ class BlockRun(ResidentRun):
         for name, got, wanted in (("energy", energy, wanted_energy), ("score", score, wanted_score)):
             off, scale = (got - wanted).abs().max().item(), max(1.0, wanted.abs().max().item())
             if off > TOLERANCE * scale:
-                raise UnavailableError(f"resident: the GPU's loop is off the model's {name} by {off:.3g} of {scale:.3g} "
-                                       "on this device; run with resident=False, and please report it")
+                raise UnavailableError(f"resident: the GPU's loop is off the model's {name} by {off:.3g} of "
+                                       f"{scale:.3g}; run with resident=False, and please report it")
 
     def _run(self, fields: dict[str, Any]) -> None:
         if self._device.type == "cpu":
