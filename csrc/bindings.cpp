@@ -22,6 +22,7 @@
 #include "integrators.hpp"
 #include "neighbor_list.hpp"
 #include "probe.hpp"
+#include "resident_blocks.hpp"
 #include "resident_sampler.hpp"
 #include "schnet.hpp"
 #include "spline_conv.hpp"
@@ -312,13 +313,17 @@ void splice_fill(std::int64_t n_replicas, std::int64_t n_atoms, Address source, 
 }
 
 // ---- schnet ---------------------------------------------------------------------------------------------
-// `model` is FoldedSchNet.description: the sizes of csrc/schnet.hpp and the addresses of its weights, by name.
+// `model` is FoldedSchNet.description: the sizes of csrc/schnet.hpp and the addresses of its weights, by name. `place`
+// has the addresses where the code runs, of copies where that is not the host, on which the model's own are checked.
 template <typename T>
-diffmd::SchNet<T> schnet_call(const py::dict& model, std::int64_t n_replicas, Address positions, Address energy,
-                              Address score, int n_threads) {
+diffmd::SchNet<T> schnet_call(const py::dict& model, const py::dict& place, std::int64_t n_replicas, Address positions,
+                              Address energy, Address score, int n_threads) {
   const auto size = [&](const char* name) { return model[name].cast<std::int64_t>(); };
-  const auto of = [&](const char* name) { return at<T>(model[name].cast<Address>()); };
-  const auto atoms = [&](const char* name) { return at<std::int64_t>(model[name].cast<Address>()); };
+  const auto of = [&](const char* name) { return at<T>(place[name].cast<Address>()); };
+  const auto atoms = [&](const char* name) { return at<std::int64_t>(place[name].cast<Address>()); };
+  const auto check = [&](const char* name, std::int64_t n) {
+    check_atoms(name, at<std::int64_t>(model[name].cast<Address>()), n, size("n_atoms"));
+  };
   const diffmd::SchNet<T> call{
       n_replicas, size("n_atoms"), size("n_features"), size("n_blocks"), size("n_coefficients"), size("n_torsions"),
       size("n_springs"), model["cutoff"].cast<double>(), model["centre_stiffness"].cast<double>(),
@@ -332,15 +337,15 @@ diffmd::SchNet<T> schnet_call(const py::dict& model, std::int64_t n_replicas, Ad
       call.n_springs < 0)
     throw py::value_error("sizes: expected at least 1 atom and 4 coefficients, and features padded to a multiple of " +
                           std::to_string(diffmd::kFeatureMultiple));
-  check_atoms("quadruples", call.quadruples, 4 * call.n_torsions, call.n_atoms);
-  check_atoms("spring_pairs", call.spring_pairs, 2 * call.n_springs, call.n_atoms);
+  check("quadruples", 4 * call.n_torsions);
+  check("spring_pairs", 2 * call.n_springs);
   return call;
 }
 
 template <typename T>
 void schnet(const py::dict& model, std::int64_t n_replicas, Address positions, Address energy, Address score,
             int n_threads) {
-  const diffmd::SchNet<T> call = schnet_call<T>(model, n_replicas, positions, energy, score, n_threads);
+  const diffmd::SchNet<T> call = schnet_call<T>(model, model, n_replicas, positions, energy, score, n_threads);
   bool enough_memory = true;
   DIFFMD_CALL(schnet<T>(call, &enough_memory));
   if (!enough_memory) throw std::bad_alloc();
@@ -371,8 +376,10 @@ void langevin(std::int64_t n_replicas, std::int64_t n_atoms, Address positions, 
 }
 
 // ---- resident_sampler -----------------------------------------------------------------------------------
-// `run` has the fields of csrc/resident_sampler.hpp, `model` those that FoldedSchNet.description gives.
-template <typename T> void resident_sampler(const py::dict& model, const py::dict& run) {
+// `run` has the fields of csrc/resident_sampler.hpp, `model` and `place` are as schnet_call takes them. The pairs are
+// left to be checked.
+template <typename T>
+diffmd::ResidentSampler<T> resident_call(const py::dict& model, const py::dict& place, const py::dict& run) {
   const auto integer = [&](const char* name) { return run[name].cast<std::int64_t>(); };
   const auto address = [&](const char* name) { return run[name].cast<Address>(); };
   const auto number = [&](const char* name) { return run[name].cast<double>(); };
@@ -385,8 +392,8 @@ template <typename T> void resident_sampler(const py::dict& model, const py::dic
   if (diffmd::Rule(rule) == diffmd::Rule::baoab && (!address("velocities") || !address("kick") || !address("decay") ||
                                                     !address("amplitude")))
     throw py::value_error("rule: expected velocities, kick, decay and amplitude with 4");
-  const diffmd::ResidentSampler<T> call{
-      schnet_call<T>(model, integer("n_replicas"), address("positions"), address("energy"), address("score"),
+  return {
+      schnet_call<T>(model, place, integer("n_replicas"), address("positions"), address("energy"), address("score"),
                      int(integer("n_threads"))),
       at<double>(address("diffusion_time")), run["diffusion_per_atom"].cast<bool>(), at<double>(address("variance")),
       diffmd::Rule(rule), at<T>(address("other_positions")), at<T>(address("other_score")),
@@ -398,14 +405,97 @@ template <typename T> void resident_sampler(const py::dict& model, const py::dic
       at<double>(address("highest")), number("energy_limit"), at<T>(address("good")), at<std::uint8_t>(address("loss")),
       at<std::int64_t>(address("lost_step")), at<T>(address("lost_positions")), at<T>(address("frames")),
       at<T>(address("frame_energies")), at<T>(address("frame_velocities"))};
+}
+
+template <typename T> void resident_sampler(const py::dict& model, const py::dict& run) {
+  const diffmd::ResidentSampler<T> call = resident_call<T>(model, model, run);
   check_atoms("pairs", call.pairs, 2 * call.n_pairs, call.model.n_atoms);
   bool enough_memory = true;
   DIFFMD_CALL(resident_sampler<T>(call, &enough_memory));
   if (!enough_memory) throw std::bad_alloc();
 }
 
-// ---- CUDA -----------------------------------------------------------------------------------------------
+// ---- resident_blocks ------------------------------------------------------------------------------------
 constexpr bool has_cuda = sizeof(DIFFMD_CUDA_COMPILER) > 1;
+
+void require_cuda() {
+  if (!has_cuda) throw py::value_error("compiled without CUDA: " DIFFMD_CUDA_MISSING " when this package was built");
+}
+
+// The places of every atom in a list: as many as the list has, each below that.
+void check_places(const py::dict& model, const char* starts_name, const char* places_name, std::int64_t n_places) {
+  const auto *starts = at<std::int32_t>(model[starts_name].cast<Address>()),
+             *places = at<std::int32_t>(model[places_name].cast<Address>());
+  const std::int64_t n_atoms = model["n_atoms"].cast<std::int64_t>();
+  if (starts[0] != 0 || starts[n_atoms] != n_places || !std::is_sorted(starts, starts + n_atoms + 1))
+    throw py::value_error(std::string(starts_name) + ": expected to ascend from 0 to " + std::to_string(n_places));
+  if (!std::all_of(places, places + n_places, [&](std::int32_t place) { return place >= 0 && place < n_places; }))
+    throw py::value_error(std::string(places_name) + ": expected places below " + std::to_string(n_places));
+}
+
+// `checked_pairs`: the run's pairs on the host.
+diffmd::ResidentBlocks blocks_call(const py::dict& model, const py::dict& place, const py::dict& run,
+                                   Address checked_pairs, bool evaluates, int molecules, int n_lanes) {
+  const auto places = [&](const char* name) { return at<std::int32_t>(place[name].cast<Address>()); };
+  const diffmd::ResidentBlocks call{resident_call<float>(model, place, run), places("role_starts"), places("roles"),
+                                    places("spring_starts"), places("spring_ends"), evaluates, molecules};
+  const diffmd::SchNet<float>& schnet = call.run.model;
+  if (schnet.n_atoms > diffmd::kBlockAtoms)
+    throw py::value_error("n_atoms: expected at most " + std::to_string(diffmd::kBlockAtoms));
+  if (molecules < 1 || molecules * schnet.n_atoms > 16 * diffmd::kBlockAtoms)
+    throw py::value_error("molecules: expected 1 to " + std::to_string(16 * diffmd::kBlockAtoms / schnet.n_atoms));
+  if (n_lanes < 1 || n_lanes > diffmd::kBlockLanes)
+    throw py::value_error("n_lanes: expected 1 to " + std::to_string(diffmd::kBlockLanes));
+  if (call.run.rule != diffmd::Rule::euler_maruyama && call.run.rule != diffmd::Rule::leimkuhler_matthews)
+    throw py::value_error("rule: expected 0 or 1");
+  check_places(model, "role_starts", "roles", 4 * schnet.n_torsions);
+  check_places(model, "spring_starts", "spring_ends", 2 * schnet.n_springs);
+  check_atoms("pairs", at<std::int64_t>(checked_pairs), 2 * call.run.n_pairs, schnet.n_atoms);
+  return call;
+}
+
+void resident_emulated(const py::dict& model, const py::dict& run, bool evaluates, int molecules, int n_lanes,
+                       bool backward) {
+  const diffmd::ResidentBlocks call =
+      blocks_call(model, model, run, run["pairs"].cast<Address>(), evaluates, molecules, n_lanes);
+  py::gil_scoped_release released;
+  diffmd::resident_emulated(call, n_lanes, backward);
+}
+
+void resident_cuda(const py::dict& model, const py::dict& place, const py::dict& run, Address checked_pairs,
+                   bool evaluates, int molecules, int n_lanes, int device, Address stream) {
+  require_cuda();
+  const diffmd::ResidentBlocks call = blocks_call(model, place, run, checked_pairs, evaluates, molecules, n_lanes);
+  if (n_lanes % 32 != 0) throw py::value_error("n_lanes: expected a multiple of 32");
+  if constexpr (has_cuda) {
+    const std::string failure = diffmd::resident_cuda(call, n_lanes, device, stream);
+    if (!failure.empty()) throw std::runtime_error("resident sampler: " + failure);
+  }
+}
+
+std::size_t resident_block_bytes(std::int64_t n_atoms, std::int64_t n_features, std::int64_t n_blocks,
+                                 std::int64_t n_torsions, std::int64_t n_springs, int molecules) {
+  diffmd::SchNet<float> sizes{};
+  sizes.n_atoms = n_atoms;
+  sizes.n_features = n_features;
+  sizes.n_blocks = n_blocks;
+  sizes.n_torsions = n_torsions;
+  sizes.n_springs = n_springs;
+  return diffmd::resident_block_bytes(sizes, molecules);
+}
+
+// (bytes of shared memory that a block can have, multiprocessors)
+std::pair<std::int64_t, std::int64_t> cuda_block_limits(int device) {
+  require_cuda();
+  std::pair<std::int64_t, std::int64_t> limits;
+  if constexpr (has_cuda) {
+    const std::string failure = diffmd::cuda_block_limits(device, &limits.first, &limits.second);
+    if (!failure.empty()) throw std::runtime_error(failure);
+  }
+  return limits;
+}
+
+// ---- CUDA -----------------------------------------------------------------------------------------------
 
 std::string cuda_probe() {
   if constexpr (has_cuda) return diffmd::cuda_probe();
@@ -505,4 +595,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("langevin_kick_float64", &langevin<double, false>);
   m.def("resident_sampler_float32", &resident_sampler<float>);
   m.def("resident_sampler_float64", &resident_sampler<double>);
+
+  // the same for thread blocks, float32 (kernels/cuda/resident_blocks.hpp); emulated: the device's code on the host
+  m.def("resident_cuda", &resident_cuda);
+  m.def("resident_emulated", &resident_emulated);
+  m.def("resident_block_bytes", &resident_block_bytes, "Bytes of shared memory of a block, from the model's sizes.");
+  m.def("cuda_block_limits", &cuda_block_limits, "(bytes of shared memory a block can have, multiprocessors)");
 }

@@ -15,17 +15,27 @@
   namespace avx512 { __VA_ARGS__; }              \
   }
 
-#if defined(__GNUC__)
-#define DIFFMD_INLINE inline __attribute__((always_inline))
-#define DIFFMD_RESTRICT __restrict__
-#else
-#define DIFFMD_INLINE inline
-#define DIFFMD_RESTRICT
-#endif
-
-// Functions that csrc/ and kernels/cuda/ share: one source of the mathematics for host and device.
+// Functions that csrc/ and kernels/cuda/ share, one source of the mathematics for host and device: those marked
+// DIFFMD_HOST_DEVICE, and all that are DIFFMD_INLINE.
 #if defined(__CUDACC__)
 #define DIFFMD_HOST_DEVICE __host__ __device__
 #else
 #define DIFFMD_HOST_DEVICE
+#endif
+
+#if defined(__GNUC__)
+#define DIFFMD_INLINE DIFFMD_HOST_DEVICE inline __attribute__((always_inline))
+#define DIFFMD_RESTRICT __restrict__
+#else
+#define DIFFMD_INLINE DIFFMD_HOST_DEVICE inline
+#define DIFFMD_RESTRICT
+#endif
+
+#define DIFFMD_PRAGMA(text) _Pragma(#text)
+#if defined(__CUDA_ARCH__)
+#define DIFFMD_UNROLL(n) DIFFMD_PRAGMA(unroll)
+#elif defined(__GNUC__) && !defined(__CUDACC__)
+#define DIFFMD_UNROLL(n) DIFFMD_PRAGMA(GCC unroll n)
+#else
+#define DIFFMD_UNROLL(n)
 #endif

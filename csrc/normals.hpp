@@ -9,7 +9,7 @@
 
 #include "philox.hpp"
 #include "simd.hpp"
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(DIFFMD_VECTORS)
 #include <immintrin.h>
 #endif
 
@@ -28,7 +28,7 @@ template <typename To, typename From> DIFFMD_INLINE To same_bits(const From& fro
   return to;
 }
 
-#if defined(__GNUC__)
+#if defined(DIFFMD_VECTORS)
 typedef Simd<double>::Bits Wide;  // a word in the low half of each lane; what the high half holds does not matter
 typedef std::int32_t Signed __attribute__((vector_size(kRegisterBytes)));
 
@@ -117,13 +117,13 @@ template <typename T> DIFFMD_INLINE Pack<T> square_root(Pack<T> x) {
   for (T& value : lane) value = std::sqrt(value);
   return same_bits<Pack<T>>(lane);
 }
-#if defined(__GNUC__) && defined(__AVX512F__)
+#if defined(DIFFMD_VECTORS) && defined(__AVX512F__)
 template <> DIFFMD_INLINE Pack<float> square_root<float>(Pack<float> x) { return _mm512_maskz_sqrt_ps(0xffff, x); }
 template <> DIFFMD_INLINE Pack<double> square_root<double>(Pack<double> x) { return _mm512_maskz_sqrt_pd(0xff, x); }
-#elif defined(__GNUC__) && defined(__AVX2__)
+#elif defined(DIFFMD_VECTORS) && defined(__AVX2__)
 template <> DIFFMD_INLINE Pack<float> square_root<float>(Pack<float> x) { return _mm256_sqrt_ps(x); }
 template <> DIFFMD_INLINE Pack<double> square_root<double>(Pack<double> x) { return _mm256_sqrt_pd(x); }
-#elif defined(__GNUC__) && defined(__SSE2__)
+#elif defined(DIFFMD_VECTORS) && defined(__SSE2__)
 template <> DIFFMD_INLINE Pack<float> square_root<float>(Pack<float> x) { return _mm_sqrt_ps(x); }
 template <> DIFFMD_INLINE Pack<double> square_root<double>(Pack<double> x) { return _mm_sqrt_pd(x); }
 #endif
@@ -159,7 +159,7 @@ DIFFMD_INLINE void advance(Sites* sites) {
   sites->replica += sites->more_replicas - beyond;
 }
 
-#if defined(__GNUC__)
+#if defined(DIFFMD_VECTORS)
 // The four words of n registers of sites. Products need 64-bit lanes, so even and odd sites have a register each; a
 // word is left with a product's other half above it, which the next multiplication ignores. All n go through a round
 // together: the processor looks no further ahead than one register's ten rounds, and each waits for the one before.
@@ -173,7 +173,7 @@ DIFFMD_INLINE void philox_words(const PhiloxKey& key, const Sites (&sites)[n], W
     c3[i] = Wide{} + key.step_high_and_domain;
   }
   std::uint32_t k0 = key.seed_low, k1 = key.seed_high;
-#pragma GCC unroll 9
+  DIFFMD_UNROLL(9)
   for (int round = 0; round < 9; ++round) {
     for (int i = 0; i < 2 * n; ++i) {
       const Wide p0 = product(c0[i], 0xD2511F53u), p1 = product(c2[i], 0xCD9E8D57u);
@@ -210,26 +210,38 @@ template <typename T> struct Series;
 template <> struct Series<float> {
   static constexpr int mantissa = 23, n_log = 9, n_sine = 5;
   static constexpr std::uint32_t root_half = 0x3f3504f3u, two = 0x40000000u;
-  static constexpr float log[n_log] = {-1.99999994838f, 0.999999759599f, -0.666683713811f,
-                                       0.500041458765f, -0.399136602593f, 0.331248266469f,
-                                       -0.299046396795f, 0.287334779174f, -0.174441934406f};
-  static constexpr float sine[n_sine] = {1.57079631845f, -0.645963710605f, 0.0796896789617f, -0.00467376662385f,
-                                         0.000151485132629f};
+  DIFFMD_HOST_DEVICE static constexpr float log(int power) {
+    constexpr float of[n_log] = {
+        -1.99999994838f, 0.999999759599f, -0.666683713811f, 0.500041458765f, -0.399136602593f, 0.331248266469f,
+        -0.299046396795f, 0.287334779174f, -0.174441934406f};
+    return of[power];
+  }
+  DIFFMD_HOST_DEVICE static constexpr float sine(int power) {
+    constexpr float of[n_sine] = {
+        1.57079631845f, -0.645963710605f, 0.0796896789617f, -0.00467376662385f, 0.000151485132629f};
+    return of[power];
+  }
 };
 template <> struct Series<double> {
   static constexpr int mantissa = 52, n_log = 21, n_sine = 9;
   static constexpr std::uint64_t root_half = 0x3fe6a09e667f3bcdu, two = 0x4000000000000000u;
-  static constexpr double log[n_log] = {
-      -2.000000000000000005,  1.000000000000000888,  -0.6666666666666584316, 0.4999999999994562439,
-      -0.4000000000019800374, 0.3333333334319920678, -0.2857142855773485663, 0.2499999918113519158,
-      -0.2222222223198285335, 0.2000003676959436375, -0.1818185488232809793, 0.1666571143703189618,
-      -0.1538285158344021206, 0.1430005599688726847, -0.1337215866625896542, 0.1238771812158808116,
-      -0.1131556213701623532, 0.1135809057748299002, -0.1306678418800545347, 0.120153554631054074,
-      -0.05232168200103143038};
-  static constexpr double sine[n_sine] = {
-      1.570796326794896619,    -0.6459640975062461911,  0.07969262624616543557,
-      -0.004681754135302642315, 0.000160441184706821503, -3.598843007208232908e-6,
-      5.692134872719403751e-8, -6.684321722657890861e-10, 5.870611059804375073e-12};
+  DIFFMD_HOST_DEVICE static constexpr double log(int power) {
+    constexpr double of[n_log] = {
+        -2.000000000000000005, 1.000000000000000888, -0.6666666666666584316, 0.4999999999994562439,
+        -0.4000000000019800374, 0.3333333334319920678, -0.2857142855773485663, 0.2499999918113519158,
+        -0.2222222223198285335, 0.2000003676959436375, -0.1818185488232809793, 0.1666571143703189618,
+        -0.1538285158344021206, 0.1430005599688726847, -0.1337215866625896542, 0.1238771812158808116,
+        -0.1131556213701623532, 0.1135809057748299002, -0.1306678418800545347, 0.120153554631054074,
+        -0.05232168200103143038};
+    return of[power];
+  }
+  DIFFMD_HOST_DEVICE static constexpr double sine(int power) {
+    constexpr double of[n_sine] = {
+        1.570796326794896619, -0.6459640975062461911, 0.07969262624616543557, -0.004681754135302642315,
+        0.000160441184706821503, -3.598843007208232908e-6, 5.692134872719403751e-8, -6.684321722657890861e-10,
+        5.870611059804375073e-12};
+    return of[power];
+  }
 };
 
 // n registers side by side, so that no chain of additions and multiplications waits for itself.
@@ -245,14 +257,14 @@ template <typename T, int n> DIFFMD_INLINE void squared_radii(const Bits<T> (&wo
     whole[i] = (T(24) - as_numbers(e)) * T(1.386294361119890618834464);
     f[i] = same_bits<Pack<T>>(bits - (e << S::mantissa)) - T(1);
     square[i] = f[i] * f[i];
-    even[i] = fill<T>(S::log[S::n_log - 1]);
-    odd[i] = fill<T>(S::log[S::n_log - 2]);
+    even[i] = fill<T>(S::log(S::n_log - 1));
+    odd[i] = fill<T>(S::log(S::n_log - 2));
   }
   static_assert(S::n_log % 2 == 1, "the highest power is an even one");
-#pragma GCC unroll 32
+  DIFFMD_UNROLL(32)
   for (int k = S::n_log - 3; k >= 0; k -= 2) {
-    for (int i = 0; i < n; ++i) even[i] = even[i] * square[i] + S::log[k];
-    for (int i = 0; i < n && k > 0; ++i) odd[i] = odd[i] * square[i] + S::log[k - 1];
+    for (int i = 0; i < n; ++i) even[i] = even[i] * square[i] + S::log(k);
+    for (int i = 0; i < n && k > 0; ++i) odd[i] = odd[i] * square[i] + S::log(k - 1);
   }
   for (int i = 0; i < n; ++i) out[i] = whole[i] + (odd[i] * f[i] + even[i]) * f[i];
 }
@@ -266,11 +278,11 @@ template <typename T, int n> DIFFMD_INLINE void cosines(const Bits<T> (&words)[n
     const Bits<T> h = ((words[i] >> 8) & 0x7fffffu) << (S::mantissa - 23);
     x[i] = T(3) - same_bits<Pack<T>>(h | S::two);
     square[i] = x[i] * x[i];
-    sum[i] = fill<T>(S::sine[S::n_sine - 1]);
+    sum[i] = fill<T>(S::sine(S::n_sine - 1));
   }
-#pragma GCC unroll 32
+  DIFFMD_UNROLL(32)
   for (int k = S::n_sine - 2; k >= 0; --k)
-    for (int i = 0; i < n; ++i) sum[i] = sum[i] * square[i] + S::sine[k];
+    for (int i = 0; i < n; ++i) sum[i] = sum[i] * square[i] + S::sine(k);
   for (int i = 0; i < n; ++i) {
     const Bits<T> sign = (words[i] & 0x80000000u) << (8 * sizeof(T) - 32);
     out[i] = same_bits<Pack<T>>(same_bits<Bits<T>>(x[i] * sum[i]) ^ sign);

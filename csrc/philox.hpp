@@ -17,14 +17,14 @@ struct PhiloxKey {
   std::uint32_t seed_low, seed_high, step_low, step_high_and_domain;
 };
 
-DIFFMD_HOST_DEVICE DIFFMD_INLINE PhiloxKey philox_key(std::uint64_t seed, std::uint64_t step, std::uint32_t domain) {
+DIFFMD_INLINE PhiloxKey philox_key(std::uint64_t seed, std::uint64_t step, std::uint32_t domain) {
   return {std::uint32_t(seed), std::uint32_t(seed >> 32), std::uint32_t(step),
           (std::uint32_t(step >> 32) & 0xffffffu) | (domain << 24)};
 }
 
 // The four words of one site.
-DIFFMD_HOST_DEVICE DIFFMD_INLINE void philox_words(const PhiloxKey& key, std::uint32_t atom, std::uint32_t replica,
-                                                   std::uint32_t (&words)[4]) {
+DIFFMD_INLINE void philox_words(const PhiloxKey& key, std::uint32_t atom, std::uint32_t replica,
+                                std::uint32_t (&words)[4]) {
   std::uint32_t c0 = atom, c1 = replica, c2 = key.step_low, c3 = key.step_high_and_domain;
   std::uint32_t k0 = key.seed_low, k1 = key.seed_high;
   for (int round = 0; round < 10; ++round) {

@@ -1,9 +1,14 @@
 // One register of the level being compiled, as a type that + - * / < and ?: work on, where GCC's vectorizer would not
-// keep sums in registers. Other compilers get registers of one lane: the same source, the same results.
+// keep sums in registers. Other compilers get registers of one lane: the same source, the same results. So does nvcc,
+// and who defines DIFFMD_ONE_LANE.
 #pragma once
 #include <string.h>
 
 #include "levels.hpp"
+
+#if defined(__GNUC__) && !defined(__CUDACC__) && !defined(DIFFMD_ONE_LANE)
+#define DIFFMD_VECTORS  // the compiler has types of many lanes
+#endif
 
 namespace diffmd {
 namespace DIFFMD_LEVEL {
@@ -17,7 +22,7 @@ constexpr int kRegisterBytes = 16, kRegisters = 16;
 #endif
 
 template <typename T> struct Simd;
-#if defined(__GNUC__)
+#if defined(DIFFMD_VECTORS)
 template <> struct Simd<float> {
   typedef float Pack __attribute__((vector_size(kRegisterBytes)));
   typedef std::uint32_t Bits __attribute__((vector_size(kRegisterBytes)));

@@ -91,6 +91,33 @@ class FoldedSchNet:
                      0 if score is None else score.data_ptr(), get_num_threads())
 
 
+class BlockWeights:
+    """A :class:`FoldedSchNet` of float32 as kernels/cuda/resident_blocks.hpp reads it, on any device.
+
+    Attributes:
+        description: sizes, and addresses on the host, where the native code checks them.
+        place: addresses on ``device``.
+    """
+
+    def __init__(self, folded: FoldedSchNet, device: torch.device):
+        n_atoms = folded.description["n_atoms"]
+        here = dict(folded._tensors)
+        here["role_starts"], here["roles"] = _places(here["quadruples"], n_atoms)
+        here["spring_starts"], here["spring_ends"] = _places(here["spring_pairs"], n_atoms)
+        there = {name: tensor.to(device) for name, tensor in here.items()}
+        self._kept = here, there
+        self.description = folded.description | {name: tensor.data_ptr() for name, tensor in here.items()}
+        self.place = {name: tensor.data_ptr() for name, tensor in there.items()}
+
+
+def _places(atoms: Tensor, n_atoms: int) -> tuple[Tensor, Tensor]:
+    """Where each atom occurs in the flattened ``atoms``: starts [n_atoms + 1] into places, ascending; both int32."""
+    flat = atoms.flatten()
+    starts = torch.zeros(n_atoms + 1, dtype=torch.int64)
+    starts[1:] = torch.bincount(flat, minlength=n_atoms).cumsum(0)
+    return starts.int(), torch.argsort(flat, stable=True).int()
+
+
 def _pad(weight: Tensor, n_axes: int) -> Tensor:
     """``weight`` with its last axes, all of n_features, padded by zeros to what csrc/schnet.hpp works in."""
     missing = -weight.shape[-1] % FEATURE_MULTIPLE

@@ -1,4 +1,7 @@
-"""The loop of a run where the data lives: many steps of a native model a call (csrc/resident_sampler.cpp)."""
+"""The loop of a run where the data lives: many steps of a native model a call (csrc/resident_sampler.cpp).
+
+On a GPU it is kernels/cuda/resident_sampler.cu that runs it: see resident_blocks.py.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,10 @@ def why_not_resident(sampler: Sampler, positions: Tensor) -> str | None:
     """Why a run must go step by step, or None when the resident loop serves it."""
     if not callable(getattr(sampler.model, "folded", None)):
         return f"{type(sampler.model).__name__} has no native evaluation of whole molecules"
+    if positions.device.type == "cuda":
+        from .resident_blocks import why_not_blocks  # which imports this module
+
+        return why_not_blocks(sampler, positions)
     if current_backend() not in ("auto", "native"):
         return f'the backend is "{current_backend()}"'
     if positions.dtype not in NATIVE_DTYPES:
@@ -37,23 +44,36 @@ def why_not_resident(sampler: Sampler, positions: Tensor) -> str | None:
     return None
 
 
+def resident_loop(positions: Tensor) -> tuple[type[ResidentRun], str]:
+    """The class that runs it, where :func:`why_not_resident` has no reason against one, and what to say of it."""
+    if positions.device.type == "cuda":
+        from .resident_blocks import BlockRun
+
+        return BlockRun, "loop on the GPU, molecules in shared memory"
+    return ResidentRun, "loop in native code"
+
+
 class ResidentRun(Run):
     """The same run as :class:`Run`'s, to the bit, with Python entered once per native call instead of every step."""
 
     def __init__(self, sampler: Sampler, positions: Tensor, *arguments: Any):
         super().__init__(sampler, positions, *arguments, batches=(positions,))
-        self._folded = sampler.model.folded(sampler.noise_level, positions.dtype)
-        self._native = native("resident_sampler", positions.dtype)
         self._limits = self._support.limits()
         self._lost_positions = torch.empty_like(positions)
+        self._prepare(sampler)
+
+    def _prepare(self, sampler: Sampler) -> None:
+        """What the native calls need beyond the run's own state."""
+        positions = self.positions
+        self._folded = sampler.model.folded(sampler.noise_level, positions.dtype)
+        self._native = native("resident_sampler", positions.dtype)
         self._memory = (torch.empty_like(positions), torch.empty_like(positions), positions.new_empty(len(positions)),
                         torch.zeros_like(positions))  # what integrators work in: csrc/resident_sampler.hpp
 
     @torch.no_grad()
     def advance(self, n_steps: int, save_every: int, check_every: int, interrupt: Interrupt,
                 first_is_saved: bool) -> None:
-        part = self._parts[0]
-        part.energy, part.score = self._evaluate(self.positions)
+        self._begin()
         if not first_is_saved:
             self._check(self.step % save_every == 0)
         frame_bytes = max(1, self.positions.numel() * self.positions.element_size())
@@ -67,22 +87,31 @@ class ResidentRun(Run):
             chunk = max(1, int(chunk * min(2.0, pace)))
             self._bar.update(self.step, int(self.alive.sum()), len(self.lost))
 
+    def _begin(self) -> None:
+        """Energy and score of the positions that the run starts with."""
+        part = self._parts[0]
+        part.energy, part.score = self._evaluate(self.positions)
+
     def _call(self, end: int, last: int, save_every: int, check_every: int) -> None:
         """Run to step ``end`` natively, then do in order what the step-by-step loop does on its way."""
-        positions = self.positions
+        positions, device = self.positions, self.positions.device
         steps = [s * save_every for s in range(self.step // save_every + 1, end // save_every + 1)]
         frames = positions.new_empty((len(steps), *positions.shape))
         energies = positions.new_empty((len(steps), len(positions)))
         velocities = [None] * len(steps) if self.velocities is None else torch.empty_like(frames)
-        loss = torch.from_numpy(np.where(self.alive, 0, LOST_BEFORE).astype(np.uint8))
-        lost_step = torch.zeros(len(positions), dtype=torch.int64)
-        variance = torch.from_numpy(self._variance(self.step, end))
+        loss = torch.from_numpy(np.where(self.alive, 0, LOST_BEFORE).astype(np.uint8)).to(device)
+        lost_step = torch.zeros(len(positions), dtype=torch.int64, device=device)
+        variance = torch.from_numpy(self._variance(self.step, end)).to(device)
         run = self._fields() | {
             "first_step": self.step, "end_step": end, "last_step": last, "check_every": check_every,
             "save_every": save_every, "variance": variance, "loss": loss, "lost_step": lost_step, "frames": frames,
             "frame_energies": energies, "frame_velocities": None if self.velocities is None else velocities}
-        self._native(self._folded.description, {name: _address(value) for name, value in run.items()})
-        self._take(end, loss.numpy(), lost_step.numpy(), zip(steps, frames, energies, velocities))
+        self._run({name: _address(value) for name, value in run.items()})
+        self._take(end, loss.cpu().numpy(), lost_step.cpu().numpy(), zip(steps, frames, energies, velocities))
+
+    def _run(self, fields: dict[str, Any]) -> None:
+        """The native call itself; ``fields`` by the names of csrc/resident_sampler.hpp, tensors by their addresses."""
+        self._native(self._folded.description, fields)
 
     def _fields(self) -> dict[str, Any]:
         """What every native call of this run is given: fields of csrc/resident_sampler.hpp."""

@@ -16,7 +16,7 @@ from .evaluation import Evaluator, as_positions, fingerprint, model_masses, mode
 from .integrators import EulerMaruyama, find_integrator
 from .loop import Run
 from .reporters import Progress, Reporter
-from .resident import ResidentRun, why_not_resident
+from .resident import resident_loop, why_not_resident
 from .restart import FileFrames, MemoryFrames, hash_positions
 from .schedule import Schedule
 from .spring import MOLAR_GAS_CONSTANT, Spring, _row
@@ -50,7 +50,7 @@ class Sampler:
         force: run a time step beyond the stability limit, and say so.
         resident: None (default) runs the whole loop in native code where model, integrator and backend allow, and
             step by step elsewhere; True refuses to run step by step, and says why it would have to; False runs
-            step by step.  The trajectory is the same to the bit.
+            step by step.  The trajectory is the same to the bit; on a GPU (kernels/cuda/) to float32 rounding.
 
     Raises:
         InputError: an argument out of range, a model without a score, an unknown integrator.
@@ -248,7 +248,7 @@ class Sampler:
         why_not = "resident=False" if self.resident is False else why_not_resident(self, start)
         require(not self.resident or why_not is None, "resident", "a run that the resident loop serves", why_not)
         if why_not is None:
-            return ResidentRun, "loop in native code"
+            return resident_loop(start)
         return Run, f"loop in Python, step by step ({why_not})"
 
     @torch.no_grad()

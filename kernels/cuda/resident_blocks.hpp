@@ -1,0 +1,37 @@
+// The resident sampler for GPUs: the same run as csrc/resident_sampler.hpp describes, float32, with one or more whole
+// molecules in the shared memory of a thread block for all the steps of a call. bindings.cpp knows these names.
+#pragma once
+#include <string>
+
+#include "resident_sampler.hpp"
+
+namespace diffmd {
+
+constexpr int kBlockAtoms = 64;   // atoms of a molecule, at most
+constexpr int kBlockLanes = 512;  // threads of a block, at most
+
+struct ResidentBlocks {
+  // Every pointer where the code runs. Of its fields the following are not used: n_threads, zeros, other_*, velocities
+  // and what belongs to them, accepted; its rule is euler_maruyama or leimkuhler_matthews.
+  ResidentSampler<float> run;
+  // Where an atom occurs: entries starts[a] .. starts[a + 1] - 1 are its places, ascending, in the flattened list.
+  const std::int32_t *role_starts, *roles;          // [n_atoms + 1], [4 n_torsions]: places in quadruples
+  const std::int32_t *spring_starts, *spring_ends;  // [n_atoms + 1], [2 n_springs]: places in spring_pairs
+  bool evaluates;  // energy and score of the positions given are worked out first; else they are read
+  int molecules;   // of a block, at least 1
+};
+
+// Bytes of shared memory that a block needs.
+std::size_t resident_block_bytes(const SchNet<float>& model, int molecules);
+
+// The blocks one after another on the host, for tests: n_lanes threads, at least 1, in one order or the other.
+void resident_emulated(const ResidentBlocks& call, int n_lanes, bool backward);
+
+// "" once the blocks are on their way in `stream` (a cudaStream_t) of the device, else why they are not. n_lanes: a
+// multiple of 32, at most kBlockLanes.
+std::string resident_cuda(const ResidentBlocks& call, int n_lanes, int device, std::uintptr_t stream);
+
+// Of a device: shared memory that one block can have, and the number of multiprocessors; "" or why it is not known.
+std::string cuda_block_limits(int device, std::int64_t* block_bytes, std::int64_t* n_multiprocessors);
+
+}  // namespace diffmd

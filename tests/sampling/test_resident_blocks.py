@@ -1,0 +1,313 @@
+"""The GPU's resident loop, its device code run on the host: kernels/cuda/block_schnet.hpp and block_sampler.hpp."""
+
+import copy
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from diffmd_fast import _C, use_backend
+from diffmd_fast.errors import UnavailableError
+from diffmd_fast.models import SchNet
+from diffmd_fast.sampling import EnergyReporter, Sampler, Spring, choose_spring
+from diffmd_fast.sampling import resident as resident_module
+from diffmd_fast.sampling.resident_blocks import HOST_LIMITS, BlockRun, block_bytes, plan, why_not_blocks
+
+from ..models.test_schnet_native import BARE, EVERYTHING, make_model, make_positions, reference
+from ..ops.common import assert_float64_rule
+from .common import chain_positions, small_schnet
+from .test_resident import assert_same, inside, narrow
+
+MODEL = small_schnet()
+SPRING = choose_spring(MODEL, chain_positions(4), 0.002)
+LAUNCHES = [(1, 1, False), (1, 32, True), (2, 96, False), (3, 97, True), (13, 512, False)]  # molecules, lanes, order
+
+
+def block_run(launch=None):
+    """BlockRun with so many molecules in a block, so many lanes, in the one or the other order."""
+
+    class Launched(BlockRun):
+        def _prepare(self, sampler):
+            super()._prepare(sampler)
+            if launch is not None:
+                self._molecules, self._lanes, self._backward = launch
+
+    return Launched
+
+
+def run(loop, model, spring, positions, *arguments, options=None, **more):
+    """The run in that loop, and its energies; warnings of lost replicas are let be."""
+    energies = EnergyReporter()
+    sampler = Sampler(model, spring, resident=True, **(options or {}))
+    if loop is not None:
+        sampler._loop = lambda start: (loop, "emulated")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return sampler.run(positions, *arguments, reporters=[energies], **more), energies.energies
+
+
+def evaluate(model, positions, launch=None):
+    """Energy and score of a block's own: a run's beginning."""
+    kept = {}
+
+    class Kept(block_run(launch)):
+        def _begin(self):
+            super()._begin()
+            kept["result"] = self._parts[0].energy.clone(), self._parts[0].score.clone()
+
+    run(Kept, model, Spring.from_time_step(1e-12, 1e-12), positions, 1, 1, options={"force": True})
+    return kept["result"]
+
+
+# ---- energy and score --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_atoms, n_features, parts", [
+    (5, 5, EVERYTHING), (7, 48, EVERYTHING), (10, 64, BARE), (22, 64, EVERYTHING), (22, 64, BARE),
+    (64, 64, EVERYTHING), (63, 16, EVERYTHING)])
+def test_float32_within_twice_the_reference_error(rng, n_atoms, n_features, parts):
+    model = make_model(rng, n_atoms, n_features, dtype=torch.float32, **parts)
+    positions = make_positions(rng, 20 if n_atoms < 60 else 6, n_atoms, torch.float32)
+    exact = copy.deepcopy(model).double()
+    for name, a, b, c in zip(("energy", "score"), evaluate(model, positions), reference(model, positions),
+                             reference(exact, positions.double())):
+        assert_float64_rule(a, b, c, name)
+
+
+@pytest.mark.parametrize("n_atoms", [1, 2, 3])
+def test_few_atoms(rng, n_atoms):
+    """One atom has one energy, which says nothing about its error on average: a tolerance instead."""
+    model = make_model(rng, n_atoms, dtype=torch.float32)
+    positions = make_positions(rng, 5, n_atoms, torch.float32)
+    for a, b in zip(evaluate(model, positions), reference(copy.deepcopy(model).double(), positions.double())):
+        torch.testing.assert_close(a.double(), b, rtol=2e-6, atol=2e-6 * max(1.0, b.abs().max().item()))
+
+
+@pytest.mark.parametrize("only", ["torsions", "springs", "spread"])
+def test_each_part_alone_beyond_the_cutoff_and_in_one_place(rng, only):
+    """Pairs beyond the cutoff, atoms that coincide, saturated activations."""
+    model = make_model(rng, 6, 16, n_blocks=1, cutoff=0.3, dtype=torch.float32, **{**BARE, only: True})
+    with torch.no_grad():
+        model.readout_in.bias.copy_(torch.linspace(-900, 900, 16))
+    positions = make_positions(rng, 5, 6, torch.float32)
+    assert (torch.pdist(positions[0]) > 0.3).any() and (torch.pdist(positions[0]) < 0.3).any()
+    positions[1, 4] = positions[1, 3]
+    got, want = evaluate(model, positions), reference(copy.deepcopy(model).double(), positions.double())
+    for a, b in zip(got, want):
+        torch.testing.assert_close(a.double(), b, rtol=2e-5, atol=2e-5 * max(1.0, b.abs().max().item()))
+
+
+@pytest.mark.parametrize("n_atoms", [5, 22])
+def test_lanes_molecules_and_order_do_not_change_a_bit(rng, n_atoms):
+    model = make_model(rng, n_atoms, 32, dtype=torch.float32)
+    positions = make_positions(rng, 7, n_atoms, torch.float32)
+    energy, score = evaluate(model, positions)
+    for launch in LAUNCHES:
+        got = evaluate(model, positions, launch)
+        assert torch.equal(got[0], energy) and torch.equal(got[1], score), launch
+    part = evaluate(model, positions[3:5])
+    assert torch.equal(part[0], energy[3:5]) and torch.equal(part[1], score[3:5])
+
+
+# ---- steps -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("integrator", ["euler-maruyama", "leimkuhler-matthews"])
+def test_the_same_bits_as_the_native_loop_where_the_score_is_the_same(rng, integrator):
+    """Atoms beyond the cutoff of all others and no springs: every score is 0, what is left is noise."""
+    model = make_model(rng, 7, 16, cutoff=0.1, dtype=torch.float32, **BARE)
+    positions = torch.arange(7.0)[None, :, None] * torch.ones(5, 1, 3)
+    spring = Spring.from_time_step(0.01, [0.001 * (1 + i) for i in range(7)])
+    options = {"seed": 2**63 + 5, "first_replica": 2**32 - 6, "temperature": [(0, 200), (20, 500)],
+               "integrator": integrator}
+    blocks, native = (run(loop, model, spring, positions, 20, 5, options=options)[0] for loop in (block_run(), None))
+    np.testing.assert_array_equal(blocks.positions, native.positions)
+    assert np.abs(blocks.positions[-1] - blocks.positions[0]).min() > 0
+
+
+@pytest.mark.parametrize("integrator", ["euler-maruyama", "leimkuhler-matthews"])
+def test_within_twice_the_reference_error_over_fifty_steps(integrator):
+    """As the native loop's test: against the float64 reference, with the float32 reference as the measure."""
+    x, options = chain_positions(16), {"seed": 9, "integrator": integrator}
+
+    def reference_run(dtype):
+        with use_backend("reference"):
+            sampler = Sampler(small_schnet().to(dtype), SPRING, **options)
+            return sampler.run(x.to(dtype), 50, 50).final_positions
+
+    truth = reference_run(torch.float64)
+    blocks = run(block_run(), MODEL, SPRING, x, 50, 50, options=options)[0].final_positions
+    error, allowed = np.abs(blocks - truth), np.abs(reference_run(torch.float32) - truth)
+    assert error.max() <= 2 * allowed.max() and np.sqrt((error**2).mean()) <= 2 * np.sqrt((allowed**2).mean())
+
+
+def test_alanine_dipeptide_sized_molecules_stay_with_the_native_loop(rng):
+    model = make_model(rng, 22, dtype=torch.float32)
+    positions = make_positions(rng, 4, 22, torch.float32)
+    spring = Spring.from_time_step(1e-7, 0.001)
+    (blocks, energies), (native, native_energies) = (
+        run(loop, model, spring, positions, 6, 3, options={"force": True}) for loop in (block_run(), None))
+    np.testing.assert_allclose(blocks.positions, native.positions, rtol=0, atol=5e-7)
+    assert np.abs(native.positions[-1] - native.positions[0]).max() > 1e-5
+    np.testing.assert_allclose(energies, native_energies, rtol=1e-5)
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_a_run_does_not_depend_on_lanes_molecules_or_order(launch):
+    whole, other = (run(block_run(how), MODEL, SPRING, chain_positions(9), 12, 5, check_every=2)
+                    for how in (None, launch))
+    assert_same((whole, other))
+
+
+def test_calls_may_be_cut_anywhere_and_resumed(monkeypatch, tmp_path):
+    x, out = chain_positions(5), tmp_path / "traj.npz"
+    whole = run(block_run(), MODEL, SPRING, x, 30, 10)
+    monkeypatch.setattr(resident_module, "CALL_SECONDS", 0.0)  # one step a call
+    assert_same((whole, run(block_run(), MODEL, SPRING, x, 30, 10)))
+    run(block_run(), MODEL, SPRING, x, 17, 10, out=out)
+    rest, _ = run(block_run(), MODEL, SPRING, None, 30, 10, out=out, resume=True)
+    np.testing.assert_array_equal(rest.final_positions, whole[0].final_positions)
+
+
+# ---- losses ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("launch", [None, (1, 64, True), (13, 33, False)])
+def test_replicas_that_leave_the_support_are_lost_alike(launch):
+    """float32 rounding decides nothing here: 60 steps, and no distance that close to a limit."""
+    arguments = (narrow(), SPRING, inside(24), 30, 10)
+    options = {"check_every": 3, "options": {"temperature": 350.0}}
+    (blocks, energies), (native, native_energies) = (
+        run(loop, *arguments, **options) for loop in (block_run(launch), None))
+    assert [(entry.replica, entry.step) for entry in blocks.lost] == [(e.replica, e.step) for e in native.lost]
+    assert 5 < len(native.lost) < 24 and all("training range" in entry.reason for entry in blocks.lost)
+    np.testing.assert_allclose(blocks.positions, native.positions, rtol=0, atol=1e-5)  # NaN of the lost alike
+    np.testing.assert_allclose(energies, native_energies, rtol=1e-3, atol=1e-3)
+
+
+def test_lost_replicas_do_not_change_the_others():
+    arguments, options = (SPRING, inside(24), 30, 10), {"check_every": 3, "options": {"temperature": 350.0}}
+    with_losses, _ = run(block_run(), narrow(), *arguments, **options)
+    without, _ = run(block_run(), MODEL, *arguments, **options)
+    alive = np.isfinite(with_losses.final_positions).all((1, 2))
+    assert 0 < alive.sum() < 24
+    np.testing.assert_array_equal(with_losses.final_positions[alive], without.final_positions[alive])
+
+
+def test_a_run_ends_when_every_replica_is_lost():
+    blocks, native = (run(loop, narrow(), SPRING, inside(4), 400, 50, check_every=7, options={"temperature": 900.0})[0]
+                      for loop in (block_run(), None))
+    assert len(blocks.lost) == 4 and blocks.n_steps == native.n_steps < 400
+
+
+def test_an_unstable_run_is_lost_where_it_is_not_finite():
+    spring = Spring.from_time_step(SPRING.time_step * 40, 0.002)
+    blocks, native = (run(loop, MODEL, spring, chain_positions(6), 200, 100, options={"force": True})[0]
+                      for loop in (block_run(), None))
+    assert len(blocks.lost) == len(native.lost) == 6
+    assert all("not finite" in entry.reason for entry in blocks.lost)
+    assert {entry.step for entry in blocks.lost} & {entry.step for entry in native.lost}
+
+
+# ---- who runs it, and what it refuses ----------------------------------------------------------------
+
+
+def test_it_says_why_a_gpu_run_would_go_step_by_step(rng):
+    x = chain_positions(2)
+    heun = Sampler(MODEL, SPRING, integrator="heun")
+    assert why_not_blocks(heun, x) == "the GPU's loop has euler-maruyama and leimkuhler-matthews, not heun"
+    assert "float64, and the GPU's loop works in float32" in why_not_blocks(Sampler(MODEL, SPRING), x.double())
+    with use_backend("reference"):
+        assert why_not_blocks(Sampler(MODEL, SPRING), x) == 'the backend is "reference"'
+    large = SchNet(65, 16, 1)
+    assert "more than 64 atoms" in why_not_blocks(Sampler(large, SPRING), torch.zeros(1, 65, 3))
+    if not torch.cuda.is_available():
+        assert why_not_blocks(Sampler(MODEL, SPRING), x) == _C.cuda_probe() != ""
+
+
+def test_blocks_that_compute_something_else_are_refused():
+    class Wrong(BlockRun):
+        def _prepare(self, sampler):
+            super()._prepare(sampler)
+            self._wrong = 1.1 * sampler.model.folded(sampler.noise_level, torch.float32)._tensors["readout_out"]
+            self._weights.description["readout_out"] = self._wrong.data_ptr()
+
+    with pytest.raises(UnavailableError, match="^resident: the GPU's loop is off the model's energy by .*=False"):
+        run(Wrong, small_schnet(), SPRING, chain_positions(2), 1, 1)
+
+
+def test_gpu_tensors_are_sent_to_the_blocks():
+    """What the sampler asks before a run, of a tensor that says it is on a GPU."""
+    x = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
+    assert resident_module.resident_loop(x)[0] is BlockRun
+    assert resident_module.why_not_resident(Sampler(MODEL, SPRING, integrator="baoab", masses=1.0), x) == (
+        "the GPU's loop has euler-maruyama and leimkuhler-matthews, not baoab")
+    if not torch.cuda.is_available():
+        assert resident_module.why_not_resident(Sampler(MODEL, SPRING), x) == _C.cuda_probe()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU would be given addresses on the host")
+def test_a_launch_without_a_gpu_says_what_is_missing():
+    class Launched(block_run()):
+        def _run(self, fields):
+            model, pairs = self._weights.description, self._checked_pairs.data_ptr()
+            for n_lanes, error in ((32, "^resident sampler: |^compiled without CUDA: "), (33, "^n_lanes: |^compiled")):
+                with pytest.raises((RuntimeError, ValueError), match=error):
+                    _C.resident_cuda(model, self._weights.place, fields, pairs, True, 1, n_lanes, 0, 0)
+            with pytest.raises((RuntimeError, ValueError), match="^CUDA: |^compiled without CUDA: "):
+                _C.cuda_block_limits(0)
+            super()._run(fields)
+
+    assert run(Launched, MODEL, SPRING, chain_positions(2), 1, 1)[0].n_steps == 1
+
+
+@pytest.mark.parametrize("n_atoms, n_replicas", [(1, 5), (5, 10**5), (22, 1), (22, 10**4), (33, 500), (64, 10**4)])
+def test_the_plan_fits(n_atoms, n_replicas):
+    model = SchNet(n_atoms, bonds=[(i, i + 1) for i in range(n_atoms - 1)])
+    molecules, lanes = plan(model, n_replicas, HOST_LIMITS)
+    assert block_bytes(model, molecules) <= HOST_LIMITS[0] and molecules * n_atoms <= 66
+    assert 32 <= lanes <= 512 and lanes % 32 == 0
+    assert molecules == 1 or -(-n_replicas // (molecules - 1)) > HOST_LIMITS[1]
+    assert plan(model, n_replicas, (1, 1))[0] == 1
+
+
+def test_the_module_refuses_what_would_read_out_of_bounds():
+    good = {"rule": 0, "n_pairs": 0, "molecules": 1, "n_lanes": 32}
+
+    class Refused(block_run()):
+        def _run(self, fields):
+            model, pairs = self._weights.description, torch.tensor([[0, 5]])
+            bad_places = torch.full((16,), 99, dtype=torch.int32)
+
+            def call(model=model, **other):
+                fill = good | other
+                _C.resident_emulated(model, fields | {"pairs": pairs.data_ptr(), "rule": fill["rule"],
+                                                      "n_pairs": fill["n_pairs"]},
+                                     True, fill["molecules"], fill["n_lanes"], False)
+
+            for name, value in (("rule", 2), ("rule", -1), ("molecules", 0), ("molecules", 205), ("n_lanes", 0),
+                                ("n_lanes", 513), ("n_pairs", 1)):
+                with pytest.raises(ValueError, match=f"^{name.removeprefix('n_p').replace('airs', 'pairs')}: expected"):
+                    call(**{name: value})
+            for name in ("roles", "role_starts", "spring_ends", "spring_starts"):
+                with pytest.raises(ValueError, match=f"^{name}: expected"):
+                    call(model | {name: bad_places.data_ptr()})
+            with pytest.raises(ValueError, match="^n_atoms: expected at most 64"):
+                call(model | {"n_atoms": 65})
+            super()._run(fields)
+
+    assert run(Refused, MODEL, SPRING, chain_positions(2), 1, 1)[0].n_steps == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the device code was run on the host only")
+@pytest.mark.parametrize("n_atoms, parts", [(5, EVERYTHING), (22, EVERYTHING), (64, BARE)])
+def test_a_gpu_gives_the_bits_of_the_emulation(rng, n_atoms, parts):
+    """Neither side's compiler fuses; fused products, square roots and divisions are rounded as IEEE 754 says."""
+    model = make_model(rng, n_atoms, dtype=torch.float32, **parts)
+    positions = make_positions(rng, 3, n_atoms, torch.float32)
+    arguments = (Spring.from_time_step(1e-9, 0.001), positions, 6, 3)
+    emulated = run(block_run(), model, *arguments, options={"force": True})
+    on_device = run(None, copy.deepcopy(model).cuda(), *arguments, options={"force": True})
+    assert_same((emulated, on_device))
