@@ -2,7 +2,7 @@
 
 1. Alanine dipeptide (heavy atoms): Langevin dynamics with the shipped checkpoint, and a report that compares the
    run with the snapshots the model was trained on.
-2. Butane: exact snapshots of a known force field, two minutes of training, a run, a report.
+2. Butane: exact snapshots of a known force field, two and a half minutes of training, a run, a report.
 
     python examples/demo.py [--out demo-output] [--quick]
 """
@@ -72,7 +72,7 @@ def main() -> None:
     run("info")
     share = 0.1 if arguments.quick else 1.0
     results = {"alanine dipeptide": alanine_dipeptide(arguments.out, int(32_000 * share)),
-               "butane": butane(arguments.out, 1.75 * share, int(30_000 * share))}
+               "butane": butane(arguments.out, 2.5 * share, int(30_000 * share))}
     print("\nJensen-Shannon divergence between the run and the snapshots (nats), and the floor that two independent\n"
           "samples of these sizes would show:")
     for name, result in results.items():
