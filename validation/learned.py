@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffmd_fast.analysis.kinetics import hop_rates, torsion_core
 
 from diffmd_fast import load_model
 from diffmd_fast.analysis import dihedral_autocorrelation, jensen_shannon, sampling_floor
 from diffmd_fast.analysis.divergence import independent_units
 from diffmd_fast.analysis.free_energy import periodic_histogram
+from diffmd_fast.analysis.kinetics import hop_rates, torsion_core
 from diffmd_fast.io import Snapshots, read_snapshots
 from diffmd_fast.models import SchNet
 from diffmd_fast.training import Settings, train
