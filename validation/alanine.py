@@ -9,23 +9,20 @@ import numpy as np
 import torch
 
 from diffmd_fast import load_model
-from diffmd_fast.analysis import consistency, dihedral_angles
+from diffmd_fast.analysis import consistency, dihedral_angles, ramachandran_basin
 from diffmd_fast.analysis.consistency import ReferenceHistogram, read_reference
 from diffmd_fast.analysis.kinetics import hop_rates
 from diffmd_fast.io import Snapshots
 from diffmd_fast.sampling import Sampler, choose_spring
-from diffmd_fast.sampling.spring import MOLAR_GAS_CONSTANT
 from diffmd_fast.training import Settings
 
-from .biased import run_under_bias
+from .biased import POPULATIONS, run_under_bias
 from .figures import short_time_figure, surfaces_figure
-from .learned import DATA, ROOT, need_data, read, trained
+from .learned import DATA, ROOT, force_row, need_data, read, trained
 from .measure import Part, Row, number
 
 DIFFUSION = 0.00207861565453831  # nm^2/ps, of the reference's Brownian runs
-THERMAL_ENERGY = MOLAR_GAS_CONSTANT * 300
-# data/README.md: reweighted raw frames of all 20 runs, with jackknife errors over the runs.
-POPULATIONS = {"phi > 0": (0.0207, 0.0008), "alpha R": (0.407, 0.009), "beta / PPII": (0.572, 0.008)}
+BASINS = {"alphaR": 1, "beta_PPII": 2}  # names of the reference's summary, numbers of ramachandran_basin
 
 
 def heavy_atoms() -> Part:
@@ -104,18 +101,11 @@ def all_atoms() -> Part:
     faces(part, system, model, snapshots, read_reference(need_data("ala2_reference_rama.npz")), 0.005, n_steps=20_000,
           n_generated=2048)
     basins(part, system, model, snapshots, 10_000)
-    part.rows.append(force_row(system, model))
+    with np.load(need_data("ala2_implicit_300K_valid_eval.npz")) as file:
+        frames, forces = torch.as_tensor(file["positions"]), torch.as_tensor(file["forces"]).double()
+    part.rows.append(force_row(system, model, frames, forces))
     dynamics(part, system, model, snapshots)
     return part
-
-
-def force_row(system: str, model) -> Row:
-    with np.load(need_data("ala2_implicit_300K_valid_eval.npz")) as file:
-        x, true = torch.as_tensor(file["positions"]), torch.as_tensor(file["forces"]).double()
-    ours = torch.cat([model.energy_and_score(chunk)[1] for chunk in x.split(512)]).double() * THERMAL_ENERGY
-    error, size = (true - ours).square().mean().sqrt().item(), true.square().mean().sqrt().item()
-    return Row(system, "force error, kJ/mol/nm", f"{error:.0f}", f"shown; forces are {size:.0f} (rms)", None,
-               f"at noise level {model.noise_level:g} nm, whose blur softens the bonds, against forces without")
 
 
 def dynamics(part: Part, system: str, model, snapshots: Snapshots) -> None:
@@ -126,16 +116,16 @@ def dynamics(part: Part, system: str, model, snapshots: Snapshots) -> None:
     quadruples = np.array([[4, 6, 8, 14], [6, 8, 14, 16]])
     angles = dihedral_angles(snapshots.positions, quadruples)
     curves, hops = {}, []
+    spring = choose_spring(model, x[:: len(x) // 64], DIFFUSION)
+    every = max(1, round(0.1 / spring.time_step))
+    interval = every * spring.time_step
     for basin in ("beta_PPII", "alphaR"):
         chosen = np.flatnonzero(in_basin(angles, basin))
         chosen = np.random.default_rng(1).permutation(chosen)[:64]
         start = x[chosen] - x[chosen].mean(1, keepdim=True)
-        spring = choose_spring(model, start, DIFFUSION)
-        every = max(1, round(0.1 / spring.time_step))
         frames = Sampler(model, spring, seed=11).run(start, round(40 / spring.time_step), every).positions
         q = dihedral_angles(frames.reshape(-1, *frames.shape[2:]), quadruples).reshape(*frames.shape[:2], 2)
-        interval = every * spring.time_step
-        hops.append((q, interval))
+        hops.append(q)
         table = reference[f"short_time_from_{basin}"]
         lags = np.array(table["lag_ps"])
         ours = {name: from_basin(q, in_basin(q, basin), k, lags, interval) for k, name in enumerate(("phi", "psi"))}
@@ -144,15 +134,12 @@ def dynamics(part: Part, system: str, model, snapshots: Snapshots) -> None:
         curves[basin] = (lags, {k: v[0] for k, v in ours.items()}, {k: 1 - np.array(table[k]) for k in ours})
     part.pictures.append((short_time_figure(curves), "1 − ⟨cos Δφ⟩ and 1 − ⟨cos Δψ⟩ from either basin: run and "
                           "Brownian dynamics with the true forces."))
-    exchange(part, system, hops, reference["hops"])
+    exchange(part, system, hops, interval, reference["hops"])
 
 
 def in_basin(angles: np.ndarray, basin: str) -> np.ndarray:
-    """data/README.md: left is 0 <= phi < 135 degrees, alphaR the rest with -120 <= psi < 60, beta/PPII the others."""
-    phi, psi = np.degrees(angles[..., 0]), np.degrees(angles[..., 1])
-    left = (phi >= 0) & (phi < 135)
-    right = (psi >= -120) & (psi < 60)
-    return ~left & (right if basin == "alphaR" else ~right)
+    """Whether (phi, psi) [..., 2] lies in one of BASINS."""
+    return ramachandran_basin(angles.reshape(-1, 2)).reshape(angles.shape[:-1]) == BASINS[basin]
 
 
 def from_basin(q: np.ndarray, inside: np.ndarray, k: int, lags: np.ndarray, interval: float) -> tuple:
@@ -185,12 +172,12 @@ def compare_curve(part: Part, system: str, basin: str, name: str, lags: np.ndarr
                          f"at {lags[at][worst]:g} ps; mean difference {100 * ratio.mean():+.1f} %"))
 
 
-def exchange(part: Part, system: str, runs: list, reference: dict) -> None:
+def exchange(part: Part, system: str, runs: list, interval: float, reference: dict) -> None:
     """Core-to-core rates of alphaR <-> beta; cores as data/make/ala2_brownian.py has them; the reference: five hops."""
-    series, interval = [], runs[0][1]
-    for q, _ in runs:
+    series = []
+    for q in runs:
         phi, psi = np.degrees(q[..., 0]), np.degrees(q[..., 1])
-        left = (phi >= 0) & (phi < 135)
+        left = ramachandran_basin(q.reshape(-1, 2)).reshape(phi.shape) == 0
         core = np.where(left, -1, np.where(np.abs(psi + 20) < 40, 0, np.where(psi > 110, 1, -1)))
         series += [core[:, r] for r in range(core.shape[1])]
     found = hop_rates(series, interval, n_cores=2)

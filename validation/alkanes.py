@@ -15,8 +15,19 @@ from diffmd_fast.sampling import Sampler, Spring, choose_spring
 from diffmd_fast.training import Settings
 
 from .figures import autocorrelation_figure, matrix_figure, torsion_figure
-from .learned import angle_row, hops_row, need_data, number_row, read, resampled, starts, torsion_hops, trained
-from .measure import Means, Part, Row, number, within
+from .learned import (
+    angle_row,
+    force_row,
+    hops_row,
+    need_data,
+    number_row,
+    read,
+    resampled,
+    starts,
+    torsion_hops,
+    trained,
+)
+from .measure import Means, Part, number, within
 
 DIFFUSION = 0.0017202336451351532  # nm^2/ps, of the reference's Brownian runs
 TRANS = np.radians(120)  # |torsion| above
@@ -140,13 +151,14 @@ def learned(n_beads: int) -> Part:
     settled, interval = frames[len(frames) // 10 :], every * spring.time_step
     angles, reference = angles_of(settled), dihedral_angles(snapshots.positions, torsions(n_beads))
     system = f"{name}, learned"
-    part.rows.append(force_row(system, model, n_beads, snapshots))
+    exact = TraPPEAlkane.from_file(need_data(f"{name}_ua_parameters.json"))
+    some = torch.as_tensor(snapshots.positions[:1000], dtype=torch.float64)
+    part.rows.append(force_row(system, model, some, exact.kilojoules * exact.score(some)))
     rows = [angle_row(system, f"torsion {k}", resampled(angles[:, :, k]), [reference[:, k]], 0.003)
             for k in range(angles.shape[2])]
     part.rows += rows
     part.rows.append(number_row(system, "the radius of gyration", resampled(radii(settled)),
                                 [radius_of_gyration(snapshots.positions)], 0.003))
-    exact = TraPPEAlkane.from_file(need_data(f"{name}_ua_parameters.json"))
     theirs, spacing = run_exact(exact, 256 if n_beads > 4 else 2048, 15.0, 1e-3, seed=6)
     part.rows.append(hops_row(system, "hops per torsion and ns", torsion_hops(angles, interval),
                               torsion_hops(theirs, spacing), "our run with exact forces"))
@@ -157,17 +169,6 @@ def learned(n_beads: int) -> Part:
     part.remarks.append(f"{seconds} s of training; {n_replicas} replicas × {frames.shape[0] * interval:.0f} ps at "
                         f"{spring}; noise level {model.noise_level:g} nm.")
     return part
-
-
-def force_row(system: str, model, n_beads: int, snapshots) -> Row:
-    """Root-mean-square error of kT0 times the score against true forces, over snapshots as they are."""
-    exact = TraPPEAlkane.from_file(need_data(f"{RECIPES[n_beads][0]}_ua_parameters.json"))
-    x = torch.as_tensor(snapshots.positions[:1000], dtype=torch.float64)
-    true = exact.kilojoules * exact.energy_and_score(x)[1]
-    ours = exact.kilojoules * model.energy_and_score(x.float())[1].double()
-    error, size = (true - ours).square().mean().sqrt().item(), true.square().mean().sqrt().item()
-    return Row(system, "force error, kJ/mol/nm", f"{error:.0f}", f"shown; forces are {size:.0f} (rms)", None,
-               f"at noise level {model.noise_level:g} nm, whose blur softens the bonds, against forces without")
 
 
 butane = partial(learned, 4)

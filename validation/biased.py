@@ -24,10 +24,11 @@ from diffmd_fast.analysis import dihedral_angles, jensen_shannon, ramachandran_b
 from diffmd_fast.io import Snapshots
 from diffmd_fast.ops import torsions
 from diffmd_fast.sampling import Sampler, Spring
+from diffmd_fast.sampling.spring import MOLAR_GAS_CONSTANT
 from diffmd_fast.sampling.stability import estimate_curvature
 
-BEST_ESTIMATE = (0.0207, 0.407, 0.572)  # ../shared/data/README.md: left-handed, alphaR, beta/PPII
-GAS_CONSTANT = 0.00831446261815324  # kJ/mol/K
+# ../shared/data/README.md: reweighted raw frames of all 20 runs, with jackknife errors over the runs.
+POPULATIONS = {"phi > 0": (0.0207, 0.0008), "alpha R": (0.407, 0.009), "beta / PPII": (0.572, 0.008)}
 EQUILIBRATION = 20  # the first 1/20 of the frames is left out
 
 
@@ -40,7 +41,7 @@ class Biased(torch.nn.Module):
         for name in ("n_atoms", "temperature", "noise_level", "noise_levels", "molecule"):
             setattr(self, name, getattr(model, name))
         self.quadruples = torch.as_tensor(np.ascontiguousarray(quadruples), dtype=torch.int64)
-        coefficients = np.array([bias["phi"], bias["psi"]]) / (GAS_CONSTANT * model.temperature)
+        coefficients = np.array([bias["phi"], bias["psi"]]) / (MOLAR_GAS_CONSTANT * model.temperature)
         self.coefficients = torch.tensor(coefficients, dtype=torch.float32)
 
     def bias(self, positions: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ class Biased(torch.nn.Module):
 
 @dataclass(frozen=True)
 class BiasedRun:
-    """populations, free_energy_error (kT, against BEST_ESTIMATE), standard_error (kT): of the three basins.
+    """populations, free_energy_error (kT, against POPULATIONS), standard_error (kT): of the three basins.
 
     histogram: reweighted, on the reference's bins.  divergence: from the reference histogram, nats.
     crossings: of the boundary of the left-handed basin, in all replicas.  lost: replicas.
@@ -117,7 +118,7 @@ def _reweighted(biased: Biased, frames: np.ndarray, quadruples: np.ndarray, refe
     histogram = np.histogram2d(*np.degrees(angles.reshape(-1, 2).T), bins=[reference["edges_deg"]] * 2,
                                weights=weight.ravel())[0]
     with np.errstate(divide="ignore", invalid="ignore"):
-        free_energy_error, standard_error = -np.log(populations / np.array(BEST_ESTIMATE)), error / populations
+        free_energy_error, standard_error = -np.log(populations / [p for p, _ in POPULATIONS.values()]), error / populations
     crossings = int(np.diff((basin == 0).astype(int), axis=1).astype(bool).sum())
     return BiasedRun(populations, free_energy_error, standard_error, histogram,
                      jensen_shannon(histogram, reference["probability"]), crossings, lost)

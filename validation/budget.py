@@ -10,10 +10,9 @@ from diffmd_fast.models import TraPPEAlkane
 from diffmd_fast.models.analytic import Harmonic
 from diffmd_fast.sampling import Spring, estimate_curvature
 
+from .alkanes import DIFFUSION
 from .exact import S2, normal
 from .measure import Part, Row, number, within
-
-DIFFUSION = 0.0017202336451351532  # nm^2/ps
 
 
 def error_budgets() -> Part:
