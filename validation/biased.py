@@ -118,7 +118,8 @@ def _reweighted(biased: Biased, frames: np.ndarray, quadruples: np.ndarray, refe
     histogram = np.histogram2d(*np.degrees(angles.reshape(-1, 2).T), bins=[reference["edges_deg"]] * 2,
                                weights=weight.ravel())[0]
     with np.errstate(divide="ignore", invalid="ignore"):
-        free_energy_error, standard_error = -np.log(populations / [p for p, _ in POPULATIONS.values()]), error / populations
+        free_energy_error = -np.log(populations / [p for p, _ in POPULATIONS.values()])
+        standard_error = error / populations
     crossings = int(np.diff((basin == 0).astype(int), axis=1).astype(bool).sum())
     return BiasedRun(populations, free_energy_error, standard_error, histogram,
                      jensen_shannon(histogram, reference["probability"]), crossings, lost)
