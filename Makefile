@@ -58,7 +58,7 @@ bench: setup      ## every operation against reference and peers; the figures go
 	cd benchmarks && ../$(BIN)/asv machine --yes && ../$(BIN)/asv run --python=same --set-commit-hash $$(git rev-parse HEAD) --show-stderr
 	$(BIN)/python benchmarks/summary.py
 
-validate: $(TEST_STAMP)  ## physics against exact answers and references; docs/validation.md (under an hour on 2 cores)
+validate: $(TEST_STAMP)  ## physics against exact answers and references; writes docs/validation.md
 	$(BIN)/python -m validation
 
 dashboard:        ## the static site of all benchmark results, in benchmarks/.asv/html

@@ -1,6 +1,6 @@
 """Run the validation and write docs/validation.md.
 
-    python -m validation                       # every part, under an hour on two cores
+    python -m validation                       # every part; the page says what each took
     python -m validation harmonic double_well  # only these; the page keeps the others' last results
     python -m validation --page                # the page again from the results there are
 

@@ -59,7 +59,6 @@ class EulerMaruyama:
     name = "euler-maruyama"
     rule = 0  # csrc/resident_sampler.hpp
     needs_energy = uses_velocities = counts_acceptance = False
-    order = 1  # of the stationary error in dt; None: no error
     number_text, limit = "D dt L", 2.0  # the number that says how large a step is, and where it becomes unstable
 
     def __init__(self, diffusion_time: Tensor, seed: int):
@@ -89,7 +88,7 @@ class LeimkuhlerMatthews(EulerMaruyama):
     step.  What happens from one step to the next is not that of Langevin dynamics: neighbouring steps share noise.
     """
 
-    name, rule, order = "leimkuhler-matthews", 1, 2
+    name, rule = "leimkuhler-matthews", 1
     _zeros: Tensor | None = None
 
     def move(self, part: Part, evaluate: Evaluate, step: int, variance: Tensor) -> None:
@@ -106,7 +105,7 @@ class LeimkuhlerMatthews(EulerMaruyama):
 class Heun(EulerMaruyama):
     """x* = x + D dt s(x) + noise; x' = x + D dt (s(x) + s(x*))/2 + the same noise: two scores a step, second order."""
 
-    name, rule, order = "heun", 2, 2
+    name, rule = "heun", 2
 
     def move(self, part: Part, evaluate: Evaluate, step: int, variance: Tensor) -> None:
         predicted, score = part.positions.clone(), part.score.clone()  # a module may answer twice in one memory
@@ -125,7 +124,7 @@ class Metropolis(EulerMaruyama):
     docs/theory.md section 3; at T != T0 the density is exp(-E/v).
     """
 
-    name, rule, order = "metropolis", 3, None
+    name, rule = "metropolis", 3
     limit = float("inf")
     needs_energy = counts_acceptance = True
 
@@ -167,7 +166,7 @@ class Baoab(EulerMaruyama):
         time_step: ps.
     """
 
-    name, rule, order = "baoab", 4, 2
+    name, rule = "baoab", 4
     number_text, limit = "dt^2 L kT0/m", 4.0
     uses_velocities = True
 
