@@ -4,8 +4,8 @@
     python -m validation harmonic double_well  # only these; the page keeps the others' last results
     python -m validation --page                # the page again from the results there are
 
-Each part runs in a process of its own, whose time and memory are stated.  Results are kept in validation-output/, so a
-run that was stopped has lost only the part it was in.
+Each part runs on one thread in a process of its own, whose time and memory are stated; as many run at once as there are
+cores.  Results are kept in validation-output/, so a run that was stopped has lost only the parts it was in.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ import resource
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
+
+from tqdm import tqdm
 
 from .learned import Absent
 
@@ -45,6 +48,7 @@ PARTS = {
     "five_beads": "alanine.five_beads",
     "all_atoms": "alanine.all_atoms",
 }
+LONGEST = ["all_atoms", "hexadecane", "tridecane", "heavy_atoms"]  # run first, so that no core waits at the end
 
 
 def main() -> None:
@@ -61,15 +65,34 @@ def main() -> None:
     if arguments.here:
         run_here(arguments.parts[0])
         return
-    failed = []
-    for name in [] if arguments.page else arguments.parts or PARTS:
-        print(f"== {name}", flush=True)
-        done = subprocess.run([sys.executable, "-m", "validation", "--here", name], cwd=ROOT)
-        failed += [name] if done.returncode else []
-        write_page()
+    failed = [] if arguments.page else run_parts(arguments.parts or list(PARTS))
     write_page()
     print(f"page in {PAGE.relative_to(ROOT)}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     sys.exit(1 if failed else 0)
+
+
+def run_parts(names: list[str]) -> list[str]:
+    """Run them, the longest first, and return those that failed; Ctrl-C stops the parts that run."""
+    names = sorted(names, key=lambda name: (name not in LONGEST, LONGEST.index(name) if name in LONGEST else 0))
+    started, failed = time.monotonic(), []
+    pool = ThreadPoolExecutor(os.cpu_count())
+    parts = {pool.submit(run_apart, name): name for name in names}
+    try:
+        for part in tqdm(as_completed(parts), total=len(parts), unit="part"):
+            done, name = part.result(), parts[part]
+            tqdm.write(f"== {name}\n{done.stdout}", end="")
+            failed += [name] if done.returncode else []
+            write_page()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    print(f"{len(names)} parts in {(time.monotonic() - started) / 60:.1f} minutes")
+    return failed
+
+
+def run_apart(name: str) -> subprocess.CompletedProcess:
+    """A part in a process of its own, on one thread; its standard error goes where ours does."""
+    return subprocess.run([sys.executable, "-m", "validation", "--here", name], cwd=ROOT, stdout=subprocess.PIPE,
+                          text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def run_here(name: str) -> None:

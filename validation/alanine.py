@@ -97,7 +97,7 @@ def all_atoms() -> Part:
     part = Part("Alanine dipeptide, all atoms, learned")
     system = "alanine dipeptide, all atoms"
     snapshots = read("ala2_implicit_300K_train.npz")
-    model = trained("all_atoms", snapshots, Settings(n_steps=10**6, max_seconds=400))
+    model = trained("all_atoms", snapshots, Settings(n_steps=10**6, max_seconds=1200))
     faces(part, system, model, snapshots, read_reference(need_data("ala2_reference_rama.npz")), 0.005, n_steps=20_000,
           n_generated=2048)
     basins(part, system, model, snapshots, 10_000)

@@ -1,13 +1,25 @@
 """Reverse diffusion of a density whose score is known, its independence of batches, redrawn frames."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare
 
 from diffmd_fast import InputError
-from diffmd_fast.models import Energy, SchNet
+from diffmd_fast.analysis import bond_lengths, dihedral_angles
+from diffmd_fast.io import Molecule
+from diffmd_fast.models import Energy, SchNet, TraPPEAlkane
+from diffmd_fast.models.turns import rotatable_bonds
 from diffmd_fast.sampling import Sampler, Spring, reverse_diffusion
+from diffmd_fast.sampling.evaluation import Evaluator
+from diffmd_fast.sampling.integrators import REVERSE_DIFFUSION, move
+from diffmd_fast.sampling.reverse_diffusion import _exchange
 
 from .common import Gaussian, ScoreOnly, Well, small_schnet
+
+
+def chain(n: int) -> Molecule:
+    return Molecule(tuple(f"C{i}" for i in range(n)), (6,) * n, ("X",) * n, (0,) * n, tuple(zip(range(n), range(1, n))))
 
 
 def chain_variance(model: Gaussian, n_steps: int) -> float:
@@ -132,3 +144,41 @@ def test_frames_have_the_handedness_of_small_noise():
     x = reverse_diffusion(Handed(), 200, seed=1, n_steps=100)
     assert bool(((x - x.mean(1, keepdim=True) - Handed.shape).flatten(1).norm(dim=1) < 0.1).all())
     assert torch.equal(x[30:40], reverse_diffusion(Handed(), 10, seed=1, n_steps=100, first_replica=30))
+
+
+def test_turns_bring_exact_populations():
+    """Butane, all trans at first, and moved by nothing but the exchanges of one level: torsions in 24 bins against
+    quadrature (chi-square, false alarm 1e-4), bonds and 1-3 distances as they were."""
+    model = TraPPEAlkane.butane()
+    x = model.sample(4000, seed=1)
+    x = x[np.abs(dihedral_angles(x.numpy(), [(0, 1, 2, 3)])[:, 0]) > 2.5]
+    start, evaluate = x.clone(), Evaluator(model)
+    energy, score = evaluate(x)
+
+    def noisy(score, diffusion_time, variance, step, normal):
+        d, v = (torch.tensor([value], dtype=torch.float64) for value in (diffusion_time, variance))
+        move(normal, score, d, v, 7, 0, step, REVERSE_DIFFUSION)
+
+    bonds = rotatable_bonds(chain(4))
+    for step in range(60):
+        _exchange(evaluate, x, energy, score, bonds, noisy, step)
+    assert torch.equal(energy, evaluate(x)[0]) and torch.equal(score, evaluate(x)[1])
+    pairs = [(0, 1), (1, 2), (2, 3), (0, 2), (1, 3)]
+    np.testing.assert_allclose(bond_lengths(x.numpy(), pairs), bond_lengths(start.numpy(), pairs), rtol=1e-9)
+    edges = np.linspace(-np.pi, np.pi, 25)
+    counts = np.histogram(dihedral_angles(x.numpy(), [(0, 1, 2, 3)])[:, 0], edges)[0]
+    fine = torch.linspace(-np.pi, np.pi, 24 * 1000 + 1, dtype=torch.float64)[:-1]
+    share = torch.exp(-model.torsion_energy(fine.cos()) / model.kilojoules).reshape(24, -1).sum(1).numpy()
+    expected = share / share.sum() * counts.sum()
+    common = expected > 5
+    observed, expected = (np.append(v[common], v[~common].sum()) for v in (counts, expected))
+    assert chisquare(observed, expected).pvalue > 1e-4
+
+
+def test_turned_frames_depend_on_seed_and_replica_only():
+    model = small_schnet()
+    model.molecule = chain(5)
+    whole = reverse_diffusion(model, 9, seed=2, n_steps=40)
+    assert torch.equal(whole, reverse_diffusion(model, 9, seed=2, n_steps=40, batch_size=4))
+    model.molecule = None
+    assert not torch.equal(whole, reverse_diffusion(model, 9, seed=2, n_steps=40))

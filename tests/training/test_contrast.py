@@ -7,7 +7,8 @@ import torch
 from diffmd_fast.analysis import bond_lengths, dihedral_angles
 from diffmd_fast.io import Molecule
 from diffmd_fast.models import TraPPEAlkane
-from diffmd_fast.training.contrast import MIRROR_SHARE, Moves, contrastive_loss, rotatable_bonds
+from diffmd_fast.models.turns import rotatable_bonds
+from diffmd_fast.training.contrast import MIRROR_SHARE, Moves, contrastive_loss
 
 
 def carbon(bonds) -> Molecule:

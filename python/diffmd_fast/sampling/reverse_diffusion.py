@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, check_integer, require
+from ..models.turns import rotatable_bonds, turned_side
 from .evaluation import Evaluator, device_of
 from .integrators import REVERSE_DIFFUSION, move
 from .support import Support
@@ -37,10 +38,11 @@ def reverse_diffusion(
 
         x' = x + (sigma^2 - sigma'^2) s(x, sigma) + sqrt((sigma^2 - sigma'^2) sigma'^2 / sigma^2) xi
 
-    Where the model has an energy, each step begins with a Gibbs move between the frame and its mirror image, drawn
-    with the probabilities that their energies at the level give.  At large noise an energy of distances and
-    faded torsions does not tell them apart, so half of all frames would otherwise cool down with the wrong
-    handedness.
+    Where the model has an energy, each step begins with two moves that leave the level's density as it is: a Gibbs
+    move between the frame and its mirror image, and, where ``model.molecule`` has bonds that turn, a Metropolis move
+    that turns the far side of one of them by any angle.  At large noise an energy of distances and faded torsions
+    tells neither handedness nor conformations apart, so frames would otherwise cool down in shares that are only as
+    right as the score between the basins, which no frame has tested.
 
     The step is em_step with D dt = sigma^2 - sigma'^2 and a variance multiplier of sigma'^2/(2 sigma^2).  The
     noise is a stream of the seed apart from the sampler's, by replica, so the result does not depend on
@@ -71,6 +73,8 @@ def reverse_diffusion(
     require(dtype in (torch.float32, torch.float64), "dtype", "torch.float32 or torch.float64", dtype)
     device = device_of(model) or torch.device("cpu")
     support = Support(getattr(model, "support", None), n_atoms, levels[-1], evaluators[-1].at_own_noise, device)
+    molecule = getattr(model, "molecule", None)
+    bonds = [] if molecule is None else rotatable_bonds(molecule)
     frames = torch.empty(n_replicas, n_atoms, 3, dtype=dtype, device=device)
     wanted, redrawn, reason = list(range(n_replicas)), 0, ""
     with _bar(progress, n_steps * -(-n_replicas // size)) as bar:
@@ -82,6 +86,7 @@ def reverse_diffusion(
                     evaluators,
                     levels,
                     getattr(model, "spread", None) or 0.0,
+                    bonds,
                     rows,
                     frames,
                     seed,
@@ -136,6 +141,7 @@ def _draw(
     evaluators: list[Evaluator],
     levels: list[float],
     spread: float,
+    bonds: list[tuple[int, int, list[int]]],
     rows: list[int],
     like: Tensor,
     seed: int,
@@ -167,7 +173,7 @@ def _draw(
     for i, (level, next_level) in enumerate(zip(levels, levels[1:])):
         energy, score = evaluators[i](x)
         if energy is not None:
-            _choose_mirror_image(evaluators[i], x, energy, score, noisy, 2**31 + i)
+            _exchange(evaluators[i], x, energy, score, bonds, noisy, 2**31 + i)
         gap = level**2 - next_level**2
         noisy(score, gap, 0.5 * (next_level / level) ** 2, i + 1)
         if not math.isfinite(x.sum().item()):
@@ -179,16 +185,38 @@ def _draw(
     return x
 
 
-def _choose_mirror_image(evaluate: Evaluator, x: Tensor, energy: Tensor, score: Tensor, noisy: Any, step: int) -> None:
-    """Replace frames of ``x`` [frames, atoms, 3], and their scores, by their mirror images with probability
-    1/(1 + exp(E(mirror) - E)): a Gibbs move that leaves the density of the level as it is."""
-    mirrored_energy, mirrored_score = evaluate(-x)
-    normal = torch.zeros_like(x[:, :1])
+def _exchange(evaluate: Evaluator, x: Tensor, energy: Tensor, score: Tensor, bonds: list, noisy: Any,
+              step: int) -> None:
+    """The two moves of a level, in place: ``x`` [frames, atoms, 3] with its ``energy`` [frames] and ``score``."""
+    normal = torch.zeros_like(x[:, :1]).repeat(1, 2, 1)
     noisy(torch.zeros_like(normal), 0.5, 1.0, step, normal)
-    uniform = 0.5 * (1 + torch.erf(normal[:, 0, 0].double() / math.sqrt(2)))
-    turned = uniform < torch.sigmoid((energy - mirrored_energy).double())
-    x[turned] = -x[turned]
-    score[turned] = mirrored_score[turned]
+    uniform = 0.5 * (1 + torch.erf(normal.double() / math.sqrt(2)))
+    mirrored = -x
+    values = evaluate(mirrored)
+    _replace(uniform[:, 0, 0] < torch.sigmoid((energy - values[0]).double()), mirrored, values, x, energy, score)
+    if bonds:
+        turned = _turned(x, bonds, (uniform[:, 0, 1] * len(bonds)).long(), normal[:, 1, :2])
+        values = evaluate(turned)
+        _replace(uniform[:, 0, 2].log() < (energy - values[0]).double(), turned, values, x, energy, score)
+
+
+def _turned(x: Tensor, bonds: list[tuple[int, int, list[int]]], which: Tensor, direction: Tensor) -> Tensor:
+    """Frames x with the far side of bond ``which`` [frames] turned by the angle of ``direction`` [frames, 2], which is
+    uniform where that is normal."""
+    result = x.clone()
+    length = (direction[:, 0] * direction[:, 0] + direction[:, 1] * direction[:, 1]).sqrt()
+    for k, (b, c, side) in enumerate(bonds):
+        (rows,) = torch.nonzero(which == k, as_tuple=True)
+        cosine, sine = (direction[rows, i] / length[rows] for i in (0, 1))
+        result[rows[:, None], torch.tensor(side, device=x.device)] = turned_side(x[rows], b, c, side, cosine, sine)
+    return result
+
+
+def _replace(accepted: Tensor, other: Tensor, values: tuple[Tensor, Tensor], x: Tensor, energy: Tensor,
+             score: Tensor) -> None:
+    """Where ``accepted`` [frames], the other frames with their energies and scores take the place of the frames'."""
+    x[accepted] = other[accepted]
+    energy[accepted], score[accepted] = values[0][accepted], values[1][accepted]
 
 
 def _bar(show: bool, total: int):

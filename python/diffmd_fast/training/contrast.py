@@ -21,25 +21,10 @@ import torch
 from torch import Tensor
 
 from ..io import Molecule
+from ..models.turns import rotatable_bonds, turned_side
 
 MIRROR_SHARE = 0.25  # of the frames; the rest turn about bonds
 SECOND_BOND = 0.5  # chance that a second bond turns, too
-
-
-def rotatable_bonds(molecule: Molecule) -> list[tuple[int, int, list[int]]]:
-    """(b, c, atoms on c's side without c) of each bond inside a torsion that is in no ring, each once."""
-    found = []
-    for b, c in sorted({(torsion[1], torsion[2]) for torsion in molecule.torsions()}):
-        side, frontier = {c}, [c]
-        while frontier:
-            for other in molecule.neighbors[frontier.pop()]:
-                if other not in side and (other, b) != (b, c) and other != b:
-                    side.add(other)
-                    frontier.append(other)
-        in_ring = any(b in molecule.neighbors[atom] for atom in side - {c})
-        if not in_ring:
-            found.append((b, c, sorted(side - {c})))
-    return found
 
 
 class Moves:
@@ -63,17 +48,9 @@ class Moves:
         for k, (b, c, side) in enumerate(self.bonds):
             (rows,) = torch.nonzero(turned[k], as_tuple=True)
             if len(rows):
-                moved[rows[:, None], side] = _turn(moved[rows], b, c, side, turned[k, rows].to(positions.dtype))
+                cosine, sine = (f(turned[k, rows].to(positions.dtype)) for f in (torch.cos, torch.sin))
+                moved[rows[:, None], side] = turned_side(moved[rows], b, c, side, cosine, sine)
         return torch.where((kind < MIRROR_SHARE)[:, None, None], -positions, moved)
-
-
-def _turn(x: Tensor, b: int, c: int, side: list[int], angle: Tensor) -> Tensor:
-    """The atoms ``side`` of frames [frames, atoms, 3], turned by ``angle`` [frames] about b to c (Rodrigues)."""
-    axis = torch.nn.functional.normalize(x[:, c] - x[:, b], dim=-1)[:, None]
-    arm = x[:, side] - x[:, c, None]
-    cosine, sine = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    along = (axis * arm).sum(-1, keepdim=True) * axis
-    return x[:, c, None] + along + cosine * (arm - along) + sine * torch.cross(axis.expand_as(arm), arm, dim=-1)
 
 
 def contrastive_loss(energy: Tensor, moved_energy: Tensor) -> Tensor:
