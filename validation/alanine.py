@@ -32,7 +32,7 @@ def heavy_atoms() -> Part:
     snapshots = read("ala2_implicit_300K_train.npz", atoms="heavy")
     system = "alanine dipeptide, heavy atoms"
     faces(part, system, model, snapshots, read_reference(need_data("ala2_reference_rama.npz")), 0.005, n_steps=60_000)
-    basins(part, system, model, snapshots, 20_000)
+    basins(part, system, model, snapshots, 27_000)
     return part
 
 
@@ -42,7 +42,7 @@ def five_beads() -> Part:
     snapshots = backbone(read("ala2_implicit_300K_train.npz"))
     model = trained("five_beads", snapshots, Settings(n_steps=10**6, max_seconds=240))
     faces(part, "five beads", model, snapshots, None, 0.003, n_steps=60_000)
-    basins(part, "five beads", model, snapshots, 20_000)
+    basins(part, "five beads", model, snapshots, 27_000)
     return part
 
 
@@ -89,7 +89,7 @@ def basins(part: Part, system: str, model, snapshots: Snapshots, n_steps: int) -
         remark = f"share {number(share, error * share)}, reference {true} ± {uncertainty}"
         part.rows.append(Row(system, f"free-energy error of {name}, kT", number(value, both), "0 within 0.15",
                              bool(abs(value) <= 0.15), remark))
-    part.remarks.append(f"Basins: 128 replicas under the fixed bias of the reference data, {found.crossings} crossings "
+    part.remarks.append(f"Basins: 256 replicas × {n_steps} steps under the fixed bias of the reference data, {found.crossings} crossings "
                         f"of the boundary of φ > 0, {found.lost} replicas lost; reweighted exactly.")
 
 
@@ -100,7 +100,7 @@ def all_atoms() -> Part:
     model = trained("all_atoms", snapshots, Settings(n_steps=10**6, max_seconds=1200))
     faces(part, system, model, snapshots, read_reference(need_data("ala2_reference_rama.npz")), 0.005, n_steps=20_000,
           n_generated=2048)
-    basins(part, system, model, snapshots, 10_000)
+    basins(part, system, model, snapshots, 16_000)
     with np.load(need_data("ala2_implicit_300K_valid_eval.npz")) as file:
         frames, forces = torch.as_tensor(file["positions"]), torch.as_tensor(file["forces"]).double()
     part.rows.append(force_row(system, model, frames, forces))
