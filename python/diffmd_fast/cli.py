@@ -238,8 +238,8 @@ def report(trajectory, reference, out, topology, reference_topology, atoms, dihe
                 f"one of {energy.n_atoms}")
     result = report(run, other, out, dihedrals=list(dihedrals) or None, bins=bins, seed=seed, model=energy,
                     progress=not quiet)
-    _say(f"Jensen-Shannon divergence {result['js_divergence']:.4f} nats, sampling floor {result['js_floor']:.4f}; "
-         f"{result['n_frames']} frames, replicas lost: {result['replicas_lost']}")
+    _say(f"Jensen-Shannon divergence {result['js_divergence']:.4f} nats, sampling floor {result['js_floor']:.4f} ± "
+         f"{result['js_floor_sd']:.4f}; {result['n_frames']} frames, replicas lost: {result['replicas_lost']}")
     _say(result["verdict"]["headline"])
     _say(f"report in {Path(out) / 'report.html'}")
 
