@@ -50,12 +50,12 @@ def trans_share(positions: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.abs(angles) > TRANS)
 
 
-def run_exact(model: TraPPEAlkane, n_replicas: int, picoseconds: float, time_step: float, seed: int) -> tuple:
-    """Euler-Maruyama with the exact forces: torsions [frames, replicas, torsions], and ps between frames."""
+def run_exact(model: TraPPEAlkane, start: torch.Tensor, picoseconds: float, time_step: float, seed: int) -> tuple:
+    """Euler-Maruyama with the exact forces from frames [replicas, beads, 3]: torsions [frames, replicas, torsions], and
+    ps between frames."""
     every = max(1, round(0.25 / time_step))
-    x = model.sample(n_replicas, seed=seed).float()
     frames = Sampler(model, Spring.from_time_step(time_step, DIFFUSION), seed=seed).run(
-        x, round(picoseconds / time_step) // every * every, every, check_every=1000).positions
+        start, round(picoseconds / time_step) // every * every, every, check_every=1000).positions
     return angles_of(frames), every * time_step
 
 
@@ -73,7 +73,7 @@ def radii(frames: np.ndarray) -> np.ndarray:
 def butane_exact() -> Part:
     part, model = Part("TraPPE butane with its exact forces"), TraPPEAlkane.butane()
     # D dt L = 0.47: bonds are 30% too wide in variance, torsions are three hundred times softer.
-    angles, interval = run_exact(model, 2048, 50.0, 1e-3, seed=1)
+    angles, interval = run_exact(model, model.sample(2048, seed=1).float(), 50.0, 1e-3, seed=1)
     exact = exact_trans_share(model)
     shares = (np.abs(angles[:, :, 0]) > TRANS).mean(0)
     error = shares.std(ddof=1) / len(shares) ** 0.5
@@ -159,7 +159,7 @@ def learned(n_beads: int) -> Part:
     part.rows += rows
     part.rows.append(number_row(system, "the radius of gyration", resampled(radii(settled)),
                                 [radius_of_gyration(snapshots.positions)], 0.003))
-    theirs, spacing = run_exact(exact, 256 if n_beads > 4 else 2048, 15.0, 1e-3, seed=6)
+    theirs, spacing = run_exact(exact, starts(snapshots, 256 if n_beads > 4 else 2048, seed=6), 15.0, 1e-3, seed=6)
     part.rows.append(hops_row(system, "hops per torsion and ns", torsion_hops(angles, interval),
                               torsion_hops(theirs, spacing), "our run with exact forces"))
     part.pictures.append((torsion_figure(name, angles, reference), f"{name}: torsions of the run (line) and of the "
