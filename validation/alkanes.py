@@ -136,7 +136,7 @@ def at_temperature(kelvin: float) -> TraPPEAlkane:
 # ---- learned from snapshots ------------------------------------------------------------------------
 
 # beads: name, seconds of training, blocks, replicas
-RECIPES = {4: ("butane", 150, 3, 256), 13: ("tridecane", 360, 2, 64), 16: ("hexadecane", 360, 2, 64)}
+RECIPES = {4: ("butane", 150, 3, 256), 13: ("tridecane", 600, 2, 64), 16: ("hexadecane", 600, 2, 64)}
 
 
 def learned(n_beads: int) -> Part:
