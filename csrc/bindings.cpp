@@ -392,6 +392,8 @@ diffmd::ResidentSampler<T> resident_call(const py::dict& model, const py::dict& 
   if (diffmd::Rule(rule) == diffmd::Rule::baoab && (!address("velocities") || !address("kick") || !address("decay") ||
                                                     !address("amplitude")))
     throw py::value_error("rule: expected velocities, kick, decay and amplitude with 4");
+  if (diffmd::Rule(rule) == diffmd::Rule::metropolis && !address("accepted"))
+    throw py::value_error("rule: expected accepted with 3");
   return {
       schnet_call<T>(model, place, integer("n_replicas"), address("positions"), address("energy"), address("score"),
                      int(integer("n_threads"))),
@@ -446,8 +448,6 @@ diffmd::ResidentBlocks blocks_call(const py::dict& model, const py::dict& place,
     throw py::value_error("molecules: expected 1 to " + std::to_string(16 * diffmd::kBlockAtoms / schnet.n_atoms));
   if (n_lanes < 1 || n_lanes > diffmd::kBlockLanes)
     throw py::value_error("n_lanes: expected 1 to " + std::to_string(diffmd::kBlockLanes));
-  if (call.run.rule != diffmd::Rule::euler_maruyama && call.run.rule != diffmd::Rule::leimkuhler_matthews)
-    throw py::value_error("rule: expected 0 or 1");
   check_places(model, "role_starts", "roles", 4 * schnet.n_torsions);
   check_places(model, "spring_starts", "spring_ends", 2 * schnet.n_springs);
   check_atoms("pairs", at<std::int64_t>(checked_pairs), 2 * call.run.n_pairs, schnet.n_atoms);

@@ -32,7 +32,10 @@ struct BlockMemory {
   float* spring_gradient;                       // [m, n_springs, 3]: of the first atom; the second has minus that
   float* along;                                 // [m, n_atoms, F / 4, 3]: gradient of the distances, by features
   float *x, *score, *energy;                    // [m, n_atoms, 3] twice, [m]
+  float *before, *score_before, *energy_before; // likewise: what a Heun step and a proposal go back to
+  float* velocities;                            // [m, n_atoms, 3]
   int *bad, *fate, *loss;                       // [m, n_atoms], [m], [m]: csrc/resident_sampler.cpp's, see there
+  int* rejected;                                // [m]
 };
 
 // Cuts arrays out of one piece of memory; from null it only counts.
@@ -70,9 +73,14 @@ DIFFMD_HOST_DEVICE inline std::size_t cut_block(const SchNet<float>& model, int 
   cutter.take(&out->x, 3 * atoms);
   cutter.take(&out->score, 3 * atoms);
   cutter.take(&out->energy, m);
+  cutter.take(&out->before, 3 * atoms);
+  cutter.take(&out->score_before, 3 * atoms);
+  cutter.take(&out->energy_before, m);
+  cutter.take(&out->velocities, 3 * atoms);
   cutter.take(&out->bad, atoms);
   cutter.take(&out->fate, m);
   cutter.take(&out->loss, m);
+  cutter.take(&out->rejected, m);
   return cutter.used;
 }
 

@@ -11,8 +11,7 @@ constexpr int kBlockAtoms = 64;   // atoms of a molecule, at most
 constexpr int kBlockLanes = 512;  // threads of a block, at most
 
 struct ResidentBlocks {
-  // Every pointer where the code runs. Of its fields the following are not used: n_threads, zeros, other_*, velocities
-  // and what belongs to them, accepted; its rule is euler_maruyama or leimkuhler_matthews.
+  // Every pointer where the code runs. Of its fields n_threads, zeros and other_* are not used.
   ResidentSampler<float> run;
   // Where an atom occurs: entries starts[a] .. starts[a + 1] - 1 are its places, ascending, in the flattened list.
   const std::int32_t *role_starts, *roles;          // [n_atoms + 1], [4 n_torsions]: places in quadruples

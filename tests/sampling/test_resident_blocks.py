@@ -11,13 +11,15 @@ import torch
 from diffmd_fast import _C, use_backend
 from diffmd_fast.errors import UnavailableError
 from diffmd_fast.models import SchNet
-from diffmd_fast.sampling import EnergyReporter, Sampler, Spring, choose_spring
+from diffmd_fast.sampling import INTEGRATORS, EnergyReporter, Sampler, Spring, choose_spring
 from diffmd_fast.sampling import resident as resident_module
 from diffmd_fast.sampling.resident_blocks import HOST_LIMITS, BlockRun, block_bytes, plan, why_not_blocks
 
 from ..models.test_schnet_native import BARE, EVERYTHING, make_model, make_positions, reference
 from ..ops.common import assert_float64_rule
 from .common import chain_positions, small_schnet
+from .test_integrators import assert_all_same, spring_of
+from .test_integrators import options as rule
 from .test_resident import assert_same, inside, narrow
 
 MODEL = small_schnet()
@@ -114,33 +116,56 @@ def test_lanes_molecules_and_order_do_not_change_a_bit(rng, n_atoms):
 # ---- steps -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("integrator", ["euler-maruyama", "leimkuhler-matthews"])
+@pytest.mark.parametrize("integrator", INTEGRATORS)
 def test_the_same_bits_as_the_native_loop_where_the_score_is_the_same(rng, integrator):
     """Atoms beyond the cutoff of all others and no springs: every score is 0, what is left is noise."""
     model = make_model(rng, 7, 16, cutoff=0.1, dtype=torch.float32, **BARE)
     positions = torch.arange(7.0)[None, :, None] * torch.ones(5, 1, 3)
     spring = Spring.from_time_step(0.01, [0.001 * (1 + i) for i in range(7)])
-    options = {"seed": 2**63 + 5, "first_replica": 2**32 - 6, "temperature": [(0, 200), (20, 500)],
-               "integrator": integrator}
+    options = rule(integrator, seed=2**63 + 5, first_replica=2**32 - 6, temperature=[(0, 200), (20, 500)])
+    if integrator == "baoab":
+        options["masses"] = [float(1 + i) for i in range(7)]
     blocks, native = (run(loop, model, spring, positions, 20, 5, options=options)[0] for loop in (block_run(), None))
-    np.testing.assert_array_equal(blocks.positions, native.positions)
+    assert_all_same([(blocks, ()), (native, ())])  # energies are added up in another order
     assert np.abs(blocks.positions[-1] - blocks.positions[0]).min() > 0
 
 
-@pytest.mark.parametrize("integrator", ["euler-maruyama", "leimkuhler-matthews"])
+@pytest.mark.parametrize("integrator", INTEGRATORS)
 def test_within_twice_the_reference_error_over_fifty_steps(integrator):
-    """As the native loop's test: against the float64 reference, with the float32 reference as the measure."""
-    x, options = chain_positions(16), {"seed": 9, "integrator": integrator}
+    """As the native loop's test: against the float64 reference, with the float32 reference as the measure.
+
+    Metropolis accepts and rejects the same steps.
+    """
+    x, spring, options = chain_positions(16), spring_of(integrator), rule(integrator, seed=9)
 
     def reference_run(dtype):
         with use_backend("reference"):
-            sampler = Sampler(small_schnet().to(dtype), SPRING, **options)
-            return sampler.run(x.to(dtype), 50, 50).final_positions
+            return Sampler(small_schnet().to(dtype), spring, **options).run(x.to(dtype), 50, 50)
 
-    truth = reference_run(torch.float64)
-    blocks = run(block_run(), MODEL, SPRING, x, 50, 50, options=options)[0].final_positions
-    error, allowed = np.abs(blocks - truth), np.abs(reference_run(torch.float32) - truth)
-    assert error.max() <= 2 * allowed.max() and np.sqrt((error**2).mean()) <= 2 * np.sqrt((allowed**2).mean())
+    truth, plain = reference_run(torch.float64), reference_run(torch.float32)
+    blocks = run(block_run(), MODEL, spring, x, 50, 50, options=options)[0]
+    for name in ("final_positions", "final_velocities", "acceptance"):
+        if getattr(truth, name) is None:
+            continue
+        error, allowed = (np.abs(getattr(other, name) - getattr(truth, name)) for other in (blocks, plain))
+        assert error.max() <= 2 * allowed.max() and np.sqrt((error**2).mean()) <= 2 * np.sqrt((allowed**2).mean())
+    if integrator == "metropolis":
+        assert 0.3 < truth.acceptance.mean() < 1
+
+
+@pytest.mark.parametrize("integrator", INTEGRATORS)
+def test_every_step_of_a_run_stays_with_step_by_step(integrator):
+    """Schedule, diffusion per atom and intervals that do not divide, against Run, to rounding."""
+    spring = Spring.from_time_step(spring_of(integrator).time_step / 2, [0.001, 0.002, 0.001, 0.0015, 0.002])
+    options = rule(integrator, temperature=[(3, 450.0), (15, 280.0)], noise_level=0.01, first_replica=12)
+    blocks, energies = run(block_run(), MODEL, spring, chain_positions(9), 23, 7, check_every=4, options=options)
+    energy = EnergyReporter()
+    steps = Sampler(MODEL, spring, resident=False, **options).run(chain_positions(9), 23, 7, [energy], check_every=4)
+    for name, tolerance in (("positions", 2e-6), ("final_positions", 2e-6), ("final_velocities", 1e-4),
+                            ("kinetic_temperature", 0.1), ("acceptance", 0.0)):
+        if getattr(steps, name) is not None:
+            np.testing.assert_allclose(getattr(blocks, name), getattr(steps, name), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(energies, energy.energies, rtol=1e-4, atol=1e-3)
 
 
 def test_alanine_dipeptide_sized_molecules_stay_with_the_native_loop(rng):
@@ -154,36 +179,45 @@ def test_alanine_dipeptide_sized_molecules_stay_with_the_native_loop(rng):
     np.testing.assert_allclose(energies, native_energies, rtol=1e-5)
 
 
+@pytest.mark.parametrize("integrator", INTEGRATORS)
 @pytest.mark.parametrize("launch", LAUNCHES)
-def test_a_run_does_not_depend_on_lanes_molecules_or_order(launch):
-    whole, other = (run(block_run(how), MODEL, SPRING, chain_positions(9), 12, 5, check_every=2)
-                    for how in (None, launch))
-    assert_same((whole, other))
+def test_a_run_does_not_depend_on_lanes_molecules_or_order(launch, integrator):
+    arguments, options = (MODEL, spring_of(integrator), chain_positions(9), 12, 5), rule(integrator)
+    assert_all_same([run(block_run(how), *arguments, check_every=2, options=options) for how in (None, launch)])
 
 
-def test_calls_may_be_cut_anywhere_and_resumed(monkeypatch, tmp_path):
-    x, out = chain_positions(5), tmp_path / "traj.npz"
-    whole = run(block_run(), MODEL, SPRING, x, 30, 10)
+@pytest.mark.parametrize("integrator", INTEGRATORS)
+def test_calls_may_be_cut_anywhere_and_resumed(monkeypatch, tmp_path, integrator):
+    x, out, options = chain_positions(5), tmp_path / "traj.npz", {"options": rule(integrator)}
+    model = MODEL, spring_of(integrator)
+    whole = run(block_run(), *model, x, 30, 10, **options)
     monkeypatch.setattr(resident_module, "CALL_SECONDS", 0.0)  # one step a call
-    assert_same((whole, run(block_run(), MODEL, SPRING, x, 30, 10)))
-    run(block_run(), MODEL, SPRING, x, 17, 10, out=out)
-    rest, _ = run(block_run(), MODEL, SPRING, None, 30, 10, out=out, resume=True)
+    assert_all_same((whole, run(block_run(), *model, x, 30, 10, **options)))
+    run(block_run(), *model, x, 17, 10, out=out, **options)
+    rest, _ = run(block_run(), *model, None, 30, 10, out=out, resume=True, **options)
     np.testing.assert_array_equal(rest.final_positions, whole[0].final_positions)
+    if integrator == "baoab":
+        np.testing.assert_array_equal(rest.final_velocities, whole[0].final_velocities)
 
 
 # ---- losses ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("launch", [None, (1, 64, True), (13, 33, False)])
-def test_replicas_that_leave_the_support_are_lost_alike(launch):
+@pytest.mark.parametrize("integrator, launch", [
+    ("euler-maruyama", None), ("euler-maruyama", (1, 64, True)), ("euler-maruyama", (13, 33, False)),
+    ("heun", None), ("metropolis", (5, 64, False)), ("baoab", (5, 33, True))])
+def test_replicas_that_leave_the_support_are_lost_alike(integrator, launch):
     """float32 rounding decides nothing here: 60 steps, and no distance that close to a limit."""
-    arguments = (narrow(), SPRING, inside(24), 30, 10)
-    options = {"check_every": 3, "options": {"temperature": 350.0}}
+    arguments = (narrow(), spring_of(integrator), inside(24), 30, 10)
+    hot = rule(integrator, seed=0, temperature=500.0 if integrator == "baoab" else 350.0)
+    options = {"check_every": 3, "options": hot}
     (blocks, energies), (native, native_energies) = (
         run(loop, *arguments, **options) for loop in (block_run(launch), None))
     assert [(entry.replica, entry.step) for entry in blocks.lost] == [(e.replica, e.step) for e in native.lost]
-    assert 5 < len(native.lost) < 24 and all("training range" in entry.reason for entry in blocks.lost)
+    assert 2 < len(native.lost) < 24 and all("training range" in entry.reason for entry in blocks.lost)
     np.testing.assert_allclose(blocks.positions, native.positions, rtol=0, atol=1e-5)  # NaN of the lost alike
+    if integrator == "baoab":
+        np.testing.assert_allclose(blocks.final_velocities, native.final_velocities, rtol=0, atol=1e-3)
     np.testing.assert_allclose(energies, native_energies, rtol=1e-3, atol=1e-3)
 
 
@@ -202,9 +236,10 @@ def test_a_run_ends_when_every_replica_is_lost():
     assert len(blocks.lost) == 4 and blocks.n_steps == native.n_steps < 400
 
 
-def test_an_unstable_run_is_lost_where_it_is_not_finite():
-    spring = Spring.from_time_step(SPRING.time_step * 40, 0.002)
-    blocks, native = (run(loop, MODEL, spring, chain_positions(6), 200, 100, options={"force": True})[0]
+@pytest.mark.parametrize("integrator", ["euler-maruyama", "heun", "baoab"])
+def test_an_unstable_run_is_lost_where_it_is_not_finite(integrator):
+    spring, options = Spring.from_time_step(SPRING.time_step * 40, 0.002), rule(integrator, force=True)
+    blocks, native = (run(loop, MODEL, spring, chain_positions(6), 200, 100, options=options)[0]
                       for loop in (block_run(), None))
     assert len(blocks.lost) == len(native.lost) == 6
     assert all("not finite" in entry.reason for entry in blocks.lost)
@@ -216,8 +251,6 @@ def test_an_unstable_run_is_lost_where_it_is_not_finite():
 
 def test_it_says_why_a_gpu_run_would_go_step_by_step(rng):
     x = chain_positions(2)
-    heun = Sampler(MODEL, SPRING, integrator="heun")
-    assert why_not_blocks(heun, x) == "the GPU's loop has euler-maruyama and leimkuhler-matthews, not heun"
     assert "float64, and the GPU's loop works in float32" in why_not_blocks(Sampler(MODEL, SPRING), x.double())
     with use_backend("reference"):
         assert why_not_blocks(Sampler(MODEL, SPRING), x) == 'the backend is "reference"'
@@ -242,8 +275,6 @@ def test_gpu_tensors_are_sent_to_the_blocks():
     """What the sampler asks before a run, of a tensor that says it is on a GPU."""
     x = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
     assert resident_module.resident_loop(x)[0] is BlockRun
-    assert resident_module.why_not_resident(Sampler(MODEL, SPRING, integrator="baoab", masses=1.0), x) == (
-        "the GPU's loop has euler-maruyama and leimkuhler-matthews, not baoab")
     if not torch.cuda.is_available():
         assert resident_module.why_not_resident(Sampler(MODEL, SPRING), x) == _C.cuda_probe()
 
@@ -287,8 +318,8 @@ def test_the_module_refuses_what_would_read_out_of_bounds():
                                                       "n_pairs": fill["n_pairs"]},
                                      True, fill["molecules"], fill["n_lanes"], False)
 
-            for name, value in (("rule", 2), ("rule", -1), ("molecules", 0), ("molecules", 205), ("n_lanes", 0),
-                                ("n_lanes", 513), ("n_pairs", 1)):
+            for name, value in (("rule", 4), ("rule", 5), ("rule", -1), ("molecules", 0), ("molecules", 205),
+                                ("n_lanes", 0), ("n_lanes", 513), ("n_pairs", 1)):
                 with pytest.raises(ValueError, match=f"^{name.removeprefix('n_p').replace('airs', 'pairs')}: expected"):
                     call(**{name: value})
             for name in ("roles", "role_starts", "spring_ends", "spring_starts"):

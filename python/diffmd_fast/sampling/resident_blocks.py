@@ -16,14 +16,12 @@ from .. import _C
 from ..backend import current_backend
 from ..errors import UnavailableError
 from ..models.folded import FEATURE_MULTIPLE, BlockWeights
-from .integrators import EulerMaruyama, LeimkuhlerMatthews
 from .resident import ResidentRun
 
 if TYPE_CHECKING:
     from ..models import SchNet
     from .sampler import Sampler
 
-RULES = (EulerMaruyama, LeimkuhlerMatthews)
 MAX_LANES = 512  # kernels/cuda/resident_blocks.hpp: kBlockLanes
 MAX_ROWS = 66  # atoms of a block of several molecules: each streams the weights once for all of them
 TOLERANCE = 0.01  # relative, of blocks against the model: torch may multiply in tf32
@@ -36,8 +34,6 @@ def why_not_blocks(sampler: Sampler, positions: Tensor) -> str | None:
         return f'the backend is "{current_backend()}"'
     if positions.dtype != torch.float32:
         return f"positions are {positions.dtype}, and the GPU's loop works in float32"
-    if sampler._integrator not in RULES:
-        return f"the GPU's loop has {' and '.join(rule.name for rule in RULES)}, not {sampler._integrator.name}"
     if sampler.model.by_list():
         return "the model finds its pairs by list (more than 64 atoms, or a periodic box)"
     reason = _C.cuda_probe()
@@ -97,7 +93,7 @@ class BlockRun(ResidentRun):
         self._evaluates = False
         self._checked_pairs = self._limits[0].cpu()
         self._limits = (*(limit.to(self._device) for limit in self._limits[:3]), self._limits[3])
-        self._memory = (None,) * 4  # of integrators that the blocks do not have
+        self._memory = (None,) * 4  # what integrators work in is in shared memory
 
     def _begin(self) -> None:
         part, positions = self._parts[0], self.positions
