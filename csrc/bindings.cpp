@@ -383,7 +383,8 @@ diffmd::ResidentSampler<T> resident_call(const py::dict& model, const py::dict& 
   const auto integer = [&](const char* name) { return run[name].cast<std::int64_t>(); };
   const auto address = [&](const char* name) { return run[name].cast<Address>(); };
   const auto number = [&](const char* name) { return run[name].cast<double>(); };
-  const std::int64_t first_step = integer("first_step"), end_step = integer("end_step"), last_step = integer("last_step");
+  const std::int64_t first_step = integer("first_step"), end_step = integer("end_step");
+  const std::int64_t last_step = integer("last_step");
   const std::int64_t check_every = integer("check_every"), save_every = integer("save_every"), rule = integer("rule");
   if (first_step < 0 || end_step < first_step || last_step < end_step || check_every < 1 || save_every < 1)
     throw py::value_error("first_step: expected 0 <= first_step <= end_step <= last_step, and check_every and "
@@ -437,15 +438,17 @@ void check_places(const py::dict& model, const char* starts_name, const char* pl
 
 // `checked_pairs`: the run's pairs on the host.
 diffmd::ResidentBlocks blocks_call(const py::dict& model, const py::dict& place, const py::dict& run,
-                                   Address checked_pairs, bool evaluates, int molecules, int n_lanes) {
+                                   Address checked_pairs, bool evaluates, int molecules, int n_lanes, int precision) {
   const auto places = [&](const char* name) { return at<std::int32_t>(place[name].cast<Address>()); };
   const diffmd::ResidentBlocks call{resident_call<float>(model, place, run), places("role_starts"), places("roles"),
-                                    places("spring_starts"), places("spring_ends"), evaluates, molecules};
+                                    places("spring_starts"), places("spring_ends"), evaluates, molecules,
+                                    diffmd::Precision(precision)};
   const diffmd::SchNet<float>& schnet = call.run.model;
   if (schnet.n_atoms > diffmd::kBlockAtoms)
     throw py::value_error("n_atoms: expected at most " + std::to_string(diffmd::kBlockAtoms));
   if (molecules < 1 || molecules * schnet.n_atoms > 16 * diffmd::kBlockAtoms)
     throw py::value_error("molecules: expected 1 to " + std::to_string(16 * diffmd::kBlockAtoms / schnet.n_atoms));
+  if (precision < 0 || precision > int(diffmd::Precision::fp32)) throw py::value_error("precision: expected 0 to 2");
   if (n_lanes < 1 || n_lanes > diffmd::kBlockLanes)
     throw py::value_error("n_lanes: expected 1 to " + std::to_string(diffmd::kBlockLanes));
   check_places(model, "role_starts", "roles", 4 * schnet.n_torsions);
@@ -455,17 +458,18 @@ diffmd::ResidentBlocks blocks_call(const py::dict& model, const py::dict& place,
 }
 
 void resident_emulated(const py::dict& model, const py::dict& run, bool evaluates, int molecules, int n_lanes,
-                       bool backward) {
+                       int precision, bool backward) {
   const diffmd::ResidentBlocks call =
-      blocks_call(model, model, run, run["pairs"].cast<Address>(), evaluates, molecules, n_lanes);
+      blocks_call(model, model, run, run["pairs"].cast<Address>(), evaluates, molecules, n_lanes, precision);
   py::gil_scoped_release released;
   diffmd::resident_emulated(call, n_lanes, backward);
 }
 
 void resident_cuda(const py::dict& model, const py::dict& place, const py::dict& run, Address checked_pairs,
-                   bool evaluates, int molecules, int n_lanes, int device, Address stream) {
+                   bool evaluates, int molecules, int n_lanes, int precision, int device, Address stream) {
   require_cuda();
-  const diffmd::ResidentBlocks call = blocks_call(model, place, run, checked_pairs, evaluates, molecules, n_lanes);
+  const diffmd::ResidentBlocks call =
+      blocks_call(model, place, run, checked_pairs, evaluates, molecules, n_lanes, precision);
   if (n_lanes % 32 != 0) throw py::value_error("n_lanes: expected a multiple of 32");
   if constexpr (has_cuda) {
     const std::string failure = diffmd::resident_cuda(call, n_lanes, device, stream);

@@ -12,9 +12,9 @@ namespace DIFFMD_LEVEL {
 
 DIFFMD_DEVICE inline bool finite(float value) { return value * 0.0f == 0.0f; }
 
-struct BlockSampler {
+template <Precision precision> struct BlockSampler {
   const ResidentSampler<float>& run;
-  BlockSchNet schnet;
+  BlockSchNet<precision> schnet;
   const BlockMemory& memory;
   const Lanes& lanes;
   std::int64_t first;  // replica of this block's molecule 0

@@ -10,6 +10,10 @@ namespace diffmd {
 constexpr int kBlockAtoms = 64;   // atoms of a molecule, at most
 constexpr int kBlockLanes = 512;  // threads of a block, at most
 
+// Of the products features x features: on tensor cores (block_tensor.hpp) with each factor split into two tf32, of
+// which three products are taken, or rounded to one; or float32 multiply-adds.
+enum class Precision { tf32x3 = 0, tf32 = 1, fp32 = 2 };
+
 struct ResidentBlocks {
   // Every pointer where the code runs. Of its fields n_threads, zeros and other_* are not used.
   ResidentSampler<float> run;
@@ -18,6 +22,7 @@ struct ResidentBlocks {
   const std::int32_t *spring_starts, *spring_ends;  // [n_atoms + 1], [2 n_springs]: places in spring_pairs
   bool evaluates;  // energy and score of the positions given are worked out first; else they are read
   int molecules;   // of a block, at least 1
+  Precision precision;
 };
 
 // Bytes of shared memory that a block needs.
