@@ -1,5 +1,5 @@
 // The resident sampler for GPUs: the same run as csrc/resident_sampler.hpp describes, float32, with one or more whole
-// molecules in the shared memory of a thread block for all the steps of a call. bindings.cpp knows these names.
+// molecules in the shared memory of a thread block for all the steps of a call. bindings_sampler.cpp knows these.
 #pragma once
 #include <string>
 
