@@ -2,13 +2,14 @@
 
 import contextvars
 import importlib
+import re
 import sys
 import warnings
 
 import pytest
 import torch
 
-from diffmd_fast import InputError, UnavailableError, backend, current_backend, ops, use_backend
+from diffmd_fast import _C, InputError, UnavailableError, backend, current_backend, ops, use_backend
 from diffmd_fast.backend import run_reference, unavailable
 from diffmd_fast.ops._library import cuda_kernel
 
@@ -39,7 +40,9 @@ def test_unavailable_backend_says_why(name):
 
 def test_reasons():
     assert [unavailable(name) for name in ("auto", "reference", "native")] == [None] * 3
-    assert "no operation has a CUDA kernel" in unavailable("cuda")
+    here = re.escape(_C.cuda_probe() or "it can")
+    assert re.fullmatch('no operator has a CUDA kernel; use "auto" .* The sampler\'s loop has one, which "auto" chooses '
+                        rf"where it can run \(here: {here}\)", unavailable("cuda"))
     if not torch.cuda.is_available() and torch.version.cuda is None:
         assert unavailable("triton") is None or f"torch {torch.__version__} is a CPU build" in unavailable("triton")
 
