@@ -2,7 +2,6 @@
 
 import contextvars
 import importlib
-import re
 import sys
 import warnings
 
@@ -40,9 +39,9 @@ def test_unavailable_backend_says_why(name):
 
 def test_reasons():
     assert [unavailable(name) for name in ("auto", "reference", "native")] == [None] * 3
-    here = re.escape(_C.cuda_probe() or "it can")
-    assert re.fullmatch('no operator has a CUDA kernel; use "auto" .* The sampler\'s loop has one, which "auto" chooses '
-                        rf"where it can run \(here: {here}\)", unavailable("cuda"))
+    reason, here = unavailable("cuda"), _C.cuda_probe() or "it can"
+    assert reason.startswith("no operator has a CUDA kernel; ")
+    assert reason.endswith(f'The sampler\'s loop has one, which "auto" chooses where it can run (here: {here})')
     if not torch.cuda.is_available() and torch.version.cuda is None:
         assert unavailable("triton") is None or f"torch {torch.__version__} is a CPU build" in unavailable("triton")
 
