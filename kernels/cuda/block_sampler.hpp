@@ -69,9 +69,9 @@ template <Precision precision> struct BlockSampler {
                 });
   }
 
-  // Two evaluations a step, which differ in what moves the positions before them: 0 to the end point of an Euler step,
-  // 1 to the next step.
+  // Heun evaluates twice a step: at the end of an Euler step (half 0), and where the mean of both scores leads (half 1).
   DIFFMD_DEVICE bool is_heun() const { return run.rule == Rule::heun; }
+  // That of the positions a step starts from, once they are left.
   DIFFMD_DEVICE const float* score_of_step() const { return is_heun() ? memory.score_before : memory.score; }
   DIFFMD_DEVICE double diffusion_time(int at) const { return run.diffusion_time[run.diffusion_per_atom ? at % n : 0]; }
 
