@@ -50,7 +50,7 @@ class Sampler:
         force: run a time step beyond the stability limit, and say so.
         resident: None (default) runs the whole loop in native code where model, integrator and backend allow, and
             step by step elsewhere; True refuses to run step by step, and says why it would have to; False runs
-            step by step.  The trajectory is the same to the bit; on a GPU (kernels/cuda/) to float32 rounding.
+            step by step.  The trajectory is the same to the bit; on a GPU (kernels/cuda/) to what ``precision`` allows.
         precision: of the matrix products in the resident loop on a GPU: ``"3xtf32"`` (default: tensor cores, as
             right as float32), ``"tf32"`` (tensor cores, some hundred times the error) or ``"fp32"`` (to check with);
             docs/gpu.md.  Nothing else heeds it, nor does it heed ``torch.set_float32_matmul_precision``.
