@@ -1,5 +1,6 @@
 """Fixtures shared by all tests.  Reference data beside the project is optional: users do not have it."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,17 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("reference data ../shared/data is not on this machine")
     return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard():
+    """A shell's background job ignores Ctrl-C, and so would the runs in it that tests stop that way."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    if before == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 
-from diffmd_fast import InputError, UnavailableError, backend, current_backend, ops, use_backend
+from diffmd_fast import _C, InputError, UnavailableError, backend, current_backend, ops, use_backend
 from diffmd_fast.backend import run_reference, unavailable
 from diffmd_fast.ops._library import cuda_kernel
 
@@ -39,7 +39,9 @@ def test_unavailable_backend_says_why(name):
 
 def test_reasons():
     assert [unavailable(name) for name in ("auto", "reference", "native")] == [None] * 3
-    assert "no operation has a CUDA kernel" in unavailable("cuda")
+    reason, here = unavailable("cuda"), _C.cuda_probe() or "it can"
+    assert reason.startswith("no operator has a CUDA kernel; ")
+    assert reason.endswith(f'The sampler\'s loop has one, which "auto" chooses where it can run (here: {here})')
     if not torch.cuda.is_available() and torch.version.cuda is None:
         assert unavailable("triton") is None or f"torch {torch.__version__} is a CPU build" in unavailable("triton")
 

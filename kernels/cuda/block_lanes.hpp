@@ -17,9 +17,16 @@
 namespace diffmd {
 namespace DIFFMD_LEVEL {
 
+constexpr int kWarpLanes = 32;
+
+// So many items of a phase, each for the lanes of a warp together.
+struct Warps {
+  int n;
+};
+
 #if defined(__CUDACC__)
 struct Lanes {
-  // phase(n, item, ...): item(0) .. item(n - 1), for each pair of arguments, then the barrier.
+  // phase(n, item, ...): item(0) .. item(n - 1), for each pair of arguments, then the barrier. n: an int or Warps.
   template <typename... Ranges> __device__ void phase(const Ranges&... ranges) const {
     run(ranges...);
     __syncthreads();
@@ -30,6 +37,11 @@ struct Lanes {
   template <typename Item, typename... Ranges>
   __device__ void run(int n, const Item& item, const Ranges&... more) const {
     for (int i = int(threadIdx.x); i < n; i += int(blockDim.x)) item(i);
+    run(more...);
+  }
+  template <typename Item, typename... Ranges>
+  __device__ void run(Warps items, const Item& item, const Ranges&... more) const {
+    for (int i = int(threadIdx.x) / kWarpLanes; i < items.n; i += int(blockDim.x) / kWarpLanes) item(i);
     run(more...);
   }
 };
@@ -47,9 +59,19 @@ struct Lanes {
   template <typename Item, typename... Ranges>
   void run(int lane, int n, const Item& item, const Ranges&... more) const {
     if (backward) run(lane, more...);
-    const int count = n > lane ? (n - lane + n_lanes - 1) / n_lanes : 0;
-    for (int turn = 0; turn < count; ++turn) item(lane + n_lanes * (backward ? count - 1 - turn : turn));
+    each(lane, n_lanes, n, item);
     if (!backward) run(lane, more...);
+  }
+  // The first lane of a warp stands for all of it.
+  template <typename Item, typename... Ranges>
+  void run(int lane, Warps items, const Item& item, const Ranges&... more) const {
+    if (backward) run(lane, more...);
+    if (lane % kWarpLanes == 0) each(lane / kWarpLanes, (n_lanes + kWarpLanes - 1) / kWarpLanes, items.n, item);
+    if (!backward) run(lane, more...);
+  }
+  template <typename Item> void each(int first, int stride, int n, const Item& item) const {
+    const int count = n > first ? (n - first + stride - 1) / stride : 0;
+    for (int turn = 0; turn < count; ++turn) item(first + stride * (backward ? count - 1 - turn : turn));
   }
 };
 #endif

@@ -2,9 +2,8 @@
 // threads that share memory. There a pair of atoms is visited once; here every row gathers what belongs to it, so no
 // two items of a phase write to the same place. Sums have one order, whatever the number of lanes or of molecules.
 #pragma once
-#include "block_lanes.hpp"
+#include "block_tensor.hpp"
 #include "normals.hpp"
-#include "resident_blocks.hpp"
 #include "torsion_math.hpp"
 
 namespace diffmd {
@@ -32,7 +31,10 @@ struct BlockMemory {
   float* spring_gradient;                       // [m, n_springs, 3]: of the first atom; the second has minus that
   float* along;                                 // [m, n_atoms, F / 4, 3]: gradient of the distances, by features
   float *x, *score, *energy;                    // [m, n_atoms, 3] twice, [m]
+  float *before, *score_before, *energy_before; // likewise: what a Heun step and a proposal go back to
+  float* velocities;                            // [m, n_atoms, 3]
   int *bad, *fate, *loss;                       // [m, n_atoms], [m], [m]: csrc/resident_sampler.cpp's, see there
+  int* rejected;                                // [m]
 };
 
 // Cuts arrays out of one piece of memory; from null it only counts.
@@ -70,9 +72,14 @@ DIFFMD_HOST_DEVICE inline std::size_t cut_block(const SchNet<float>& model, int 
   cutter.take(&out->x, 3 * atoms);
   cutter.take(&out->score, 3 * atoms);
   cutter.take(&out->energy, m);
+  cutter.take(&out->before, 3 * atoms);
+  cutter.take(&out->score_before, 3 * atoms);
+  cutter.take(&out->energy_before, m);
+  cutter.take(&out->velocities, 3 * atoms);
   cutter.take(&out->bad, atoms);
   cutter.take(&out->fate, m);
   cutter.take(&out->loss, m);
+  cutter.take(&out->rejected, m);
   return cutter.used;
 }
 
@@ -82,7 +89,7 @@ struct SplineWeights {
   float value[4], slope[4];
 };
 
-struct BlockSchNet {
+template <Precision precision> struct BlockSchNet {
   const ResidentBlocks& call;
   const SchNet<float>& model;
   const BlockMemory& memory;
@@ -105,9 +112,20 @@ struct BlockSchNet {
 
   // ---- layers ------------------------------------------------------------------------------------------------
 
-  // finish(row, column, four): in . weights + bias (null: zero), by tiles; the sum over inputs is in order.
+  // finish(row, column, four): in . weights + bias (null: zero), by tiles; the sum over inputs has one order.
   template <typename Finish>
   DIFFMD_DEVICE auto product(const float* in, const float* weights, const float* bias, const Finish& finish) const {
+    if constexpr (precision == Precision::fp32) return lane_product(in, weights, bias, finish);
+    else return warp_product(in, weights, bias, finish);
+  }
+  DIFFMD_DEVICE auto tiles() const {
+    if constexpr (precision == Precision::fp32) return memory.n_rows / kTileRows * quads;
+    else return Warps{(memory.n_rows + kTensorTile - 1) / kTensorTile * (4 * quads / kTensorTile)};
+  }
+
+  template <typename Finish>
+  DIFFMD_DEVICE auto lane_product(const float* in, const float* weights, const float* bias,
+                                  const Finish& finish) const {
     return [this, in, weights, bias, finish](int tile) {
       const int column = 4 * (tile % quads), first = kTileRows * (tile / quads), size = 4 * quads;
       const float* from = in + first * memory.stride;
@@ -129,6 +147,43 @@ struct BlockSchNet {
       for (int r = 0; r < kTileRows; ++r) finish(first + r, column, sum[r]);
     };
   }
+
+  // Rows of the last tile that the block does not have are computed from its last row, and dropped.
+  template <typename Finish>
+  DIFFMD_DEVICE auto warp_product(const float* in, const float* weights, const float* bias,
+                                  const Finish& finish) const {
+    return [this, in, weights, bias, finish](int tile) {
+      const int size = 4 * quads, n_columns = size / kTensorTile, last = memory.n_rows - 1;
+      const int column = kTensorTile * (tile % n_columns), first = kTensorTile * (tile / n_columns);
+      const auto from = [&](int at, int k) { return load4(in + (at < last ? at : last) * memory.stride + k); };
+      TensorTile<precision> sums{};
+      if (bias)
+        each_lane([&](int lane) {
+          const Four b = weights4(bias + column + lane % 4 * 4);
+          sums.sum[0][lane] = {{b.v[0], b.v[2], b.v[0], b.v[2]}};
+          sums.sum[1][lane] = {{b.v[1], b.v[3], b.v[1], b.v[3]}};
+        });
+      for (int k = 0; k < size; k += kTensorTile) {
+        OfLanes<Four> upper, lower;
+        OfLanes<Two> of_weights[4];
+        each_lane([&](int lane) {
+          const int g = lane / 4, mine = k + lane % 4 * 4;
+          upper[lane] = from(first + g, mine);
+          lower[lane] = from(first + g + 8, mine);
+          DIFFMD_UNROLL(4)
+          for (int i = 0; i < 4; ++i) of_weights[i][lane] = weights2(weights + (mine + i) * size + column + 2 * g);
+        });
+        sums.add(upper, lower, of_weights);
+      }
+      each_lane([&](int lane) {
+        DIFFMD_UNROLL(2)
+        for (int half = 0; half < 2; ++half) {
+          const int at = first + lane / 4 + 8 * half;
+          if (at <= last) finish(at, column + lane % 4 * 4, sums.result(lane, half));
+        }
+      });
+    };
+  }
   // The ways to finish: into the rows of an array, and added to them.
   DIFFMD_DEVICE auto into(float* array) const {
     return [this, array](int at, int column, const Four& sum) { store4(row(array, at) + column, sum); };
@@ -139,7 +194,6 @@ struct BlockSchNet {
       store4(to, load4(to) + sum);
     };
   }
-  DIFFMD_DEVICE int n_tiles() const { return memory.n_rows / kTileRows * quads; }
 
   // y = silu(x) and its slope.
   DIFFMD_DEVICE static void silu(const Four& x, Four* y, Four* slope) {
@@ -305,16 +359,16 @@ struct BlockSchNet {
     embed();
     for (int b = 0; b < model.n_blocks; ++b) {
       float* slopes = block(memory.slope, b);
-      lanes.phase(n_tiles(), product(memory.h, square(model.project, b), nullptr, into(block(memory.p, b))));
+      lanes.phase(tiles(), product(memory.h, square(model.project, b), nullptr, into(block(memory.p, b))));
       convolve(b);
-      lanes.phase(n_tiles(), product(memory.m, square(model.first, b), model.first_bias + b * 4 * quads,
+      lanes.phase(tiles(), product(memory.m, square(model.first, b), model.first_bias + b * 4 * quads,
                                      [&](int at, int column, const Four& sum) {
                                        Four y, slope;
                                        silu(sum, &y, &slope);
                                        store4(row(memory.u, at) + column, y);
                                        store4(row(slopes, at) + column, slope);
                                      }));
-      lanes.phase(n_tiles(), product(memory.u, square(model.second, b), model.second_bias + b * 4 * quads,
+      lanes.phase(tiles(), product(memory.u, square(model.second, b), model.second_bias + b * 4 * quads,
                                      onto(memory.h)));
     }
     // The energies of four features of a row each stand in along until the row's are added up.
@@ -325,12 +379,12 @@ struct BlockSchNet {
       if (at < count * n) memory.along[at * quads + column / 4] = sum_of4(y * out);
       store4(row(memory.u, at) + column, out * slope);
     };
-    lanes.phase(n_tiles(), product(memory.h, model.readout, model.readout_bias, read_out));
+    lanes.phase(tiles(), product(memory.h, model.readout, model.readout_bias, read_out));
   }
 
   // Leaves the gradient of the first features in h and that of the distances in along.
   DIFFMD_DEVICE void backward() const {
-    lanes.phase(n_tiles(), product(memory.u, model.readout_transposed, nullptr, into(memory.h)),
+    lanes.phase(tiles(), product(memory.u, model.readout_transposed, nullptr, into(memory.h)),
                 count * n, [&](int at) {
                   double energy = 0.0;
                   for (int q = 0; q < quads; ++q) energy += double(memory.along[at * quads + q]);
@@ -338,14 +392,14 @@ struct BlockSchNet {
                 });
     for (int b = int(model.n_blocks) - 1; b >= 0; --b) {
       float* slopes = block(memory.slope, b);
-      lanes.phase(n_tiles(), product(memory.h, square(model.second_transposed, b), nullptr,
+      lanes.phase(tiles(), product(memory.h, square(model.second_transposed, b), nullptr,
                                      [&](int at, int column, const Four& sum) {
                                        store4(row(memory.u, at) + column, sum * load4(row(slopes, at) + column));
                                      }));
-      lanes.phase(n_tiles(), product(memory.u, square(model.first_transposed, b), nullptr, into(memory.m)));
+      lanes.phase(tiles(), product(memory.u, square(model.first_transposed, b), nullptr, into(memory.m)));
       convolve_backward(b);
       if (b > 0 || n_torsions > 0)  // the first embedding does not depend on the positions
-        lanes.phase(n_tiles(), product(memory.u, square(model.project_transposed, b), nullptr, onto(memory.h)));
+        lanes.phase(tiles(), product(memory.u, square(model.project_transposed, b), nullptr, onto(memory.h)));
     }
   }
 

@@ -1,4 +1,4 @@
-// Can this machine run what nvcc compiled here?  The one function of kernels/cuda/ that bindings.cpp knows.
+// Can this machine run what nvcc compiled here?
 #pragma once
 #include <string>
 

@@ -1,5 +1,5 @@
 // The resident sampler for GPUs: the same run as csrc/resident_sampler.hpp describes, float32, with one or more whole
-// molecules in the shared memory of a thread block for all the steps of a call. bindings.cpp knows these names.
+// molecules in the shared memory of a thread block for all the steps of a call. bindings_sampler.cpp knows these.
 #pragma once
 #include <string>
 
@@ -10,15 +10,19 @@ namespace diffmd {
 constexpr int kBlockAtoms = 64;   // atoms of a molecule, at most
 constexpr int kBlockLanes = 512;  // threads of a block, at most
 
+// Of the products features x features: on tensor cores (block_tensor.hpp) with each factor split into two tf32, of
+// which three products are taken, or rounded to one; or float32 multiply-adds.
+enum class Precision { tf32x3 = 0, tf32 = 1, fp32 = 2 };
+
 struct ResidentBlocks {
-  // Every pointer where the code runs. Of its fields the following are not used: n_threads, zeros, other_*, velocities
-  // and what belongs to them, accepted; its rule is euler_maruyama or leimkuhler_matthews.
+  // Every pointer where the code runs. Of its fields n_threads, zeros and other_* are not used.
   ResidentSampler<float> run;
   // Where an atom occurs: entries starts[a] .. starts[a + 1] - 1 are its places, ascending, in the flattened list.
   const std::int32_t *role_starts, *roles;          // [n_atoms + 1], [4 n_torsions]: places in quadruples
   const std::int32_t *spring_starts, *spring_ends;  // [n_atoms + 1], [2 n_springs]: places in spring_pairs
   bool evaluates;  // energy and score of the positions given are worked out first; else they are read
   int molecules;   // of a block, at least 1
+  Precision precision;
 };
 
 // Bytes of shared memory that a block needs.

@@ -8,11 +8,18 @@
 namespace diffmd {
 namespace {
 
+template <Precision precision>
 __global__ void __launch_bounds__(kBlockLanes) resident_blocks(const __grid_constant__ ResidentBlocks call) {
   extern __shared__ __align__(16) char base[];
   device::BlockMemory memory;
   device::cut_block(call.run.model, call.molecules, base, &memory);
-  device::BlockSampler(call, memory, device::Lanes{}, blockIdx.x).go(call.evaluates);
+  device::BlockSampler<precision>(call, memory, device::Lanes{}, blockIdx.x).go(call.evaluates);
+}
+
+auto kernel_of(Precision precision) {
+  return precision == Precision::tf32x3 ? resident_blocks<Precision::tf32x3>
+         : precision == Precision::tf32 ? resident_blocks<Precision::tf32>
+                                        : resident_blocks<Precision::fp32>;
 }
 
 std::string said(cudaError_t status) {
@@ -21,11 +28,11 @@ std::string said(cudaError_t status) {
 
 cudaError_t launch(const ResidentBlocks& call, int n_lanes, std::uintptr_t stream) {
   const std::size_t bytes = resident_block_bytes(call.run.model, call.molecules);
-  const cudaError_t status =
-      cudaFuncSetAttribute(resident_blocks, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+  const auto kernel = kernel_of(call.precision);
+  const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
   if (status != cudaSuccess) return status;
   const std::int64_t n_blocks = (call.run.model.n_replicas + call.molecules - 1) / call.molecules;
-  resident_blocks<<<unsigned(n_blocks), unsigned(n_lanes), bytes, reinterpret_cast<cudaStream_t>(stream)>>>(call);
+  kernel<<<unsigned(n_blocks), unsigned(n_lanes), bytes, reinterpret_cast<cudaStream_t>(stream)>>>(call);
   return cudaGetLastError();
 }
 

@@ -23,8 +23,9 @@ class use_backend:
 
     ``"auto"`` (default): native code on the CPU, the fastest kernel there is on other devices, and the plain
     PyTorch reference where there is none, which is said once.  ``"reference"``: plain PyTorch everywhere.
-    ``"native"``: the compiled CPU code.  ``"triton"``, ``"cuda"``: GPU kernels; with ``TRITON_INTERPRET=1`` in the
-    environment from the start, ``"triton"`` runs on CPU tensors too, in Triton's interpreter (slow, for tests).
+    ``"native"``: the compiled CPU code.  ``"triton"``: GPU kernels; with ``TRITON_INTERPRET=1`` in the environment
+    from the start it runs on CPU tensors too, in Triton's interpreter (slow, for tests).  ``"cuda"``: refused, since
+    no operator has a CUDA kernel; the sampler's loop has one, which ``"auto"`` chooses.
 
     Raises:
         InputError: unknown name.
@@ -87,8 +88,8 @@ def _no_triton() -> str | None:
 @functools.cache
 def _no_cuda() -> str:
     probe = _C.cuda_probe()
-    return ("no operation has a CUDA kernel in this version; use \"auto\" or \"triton\" for CUDA tensors "
-            f"(the CUDA probe kernel: {probe or 'runs right on this machine'})")
+    return ("no operator has a CUDA kernel; use \"auto\" or \"triton\" for CUDA tensors. The sampler's loop has one, "
+            f"which \"auto\" chooses where it can run (here: {probe or 'it can'})")
 
 
 def say_once(key: str, message: str) -> None:

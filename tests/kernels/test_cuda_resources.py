@@ -11,8 +11,9 @@ import pytest
 from diffmd_fast import _C
 
 TARGETS = [target for target in ("sm_80", "sm_90", "sm_100") if target in _C.build_info()["cuda_compiler"]]
-# Registers of a thread: 65,536 a multiprocessor allow 128 to a block of 512 threads. ptxas 13.0 takes 104 to 107.
-LIMITS = {"all_words": 32, "resident_blocks": 128}
+# Registers of a thread: 65,536 a multiprocessor allow 128 to a block of 512 threads. ptxas 13.0 takes 103 to 127.
+# Kernels by a part of their mangled names; precision 0 is 3xtf32, 1 is tf32, 2 is fp32.
+LIMITS = {"all_words": 32} | {f"resident_blocksILNS_9PrecisionE{precision}E": 128 for precision in range(3)}
 
 
 def cuobjdump() -> str:
@@ -52,3 +53,15 @@ def test_no_register_is_spilled(usage, target, kernel):
 @pytest.mark.skipif(not TARGETS, reason="this build has no CUDA kernels")
 def test_every_kernel_has_a_limit(usage):
     assert {kernel for _, kernel in usage} == set(LIMITS)
+
+
+@pytest.mark.skipif(not TARGETS, reason="this build has no CUDA kernels")
+def test_products_are_where_their_precision_says():
+    """Instructions of tensor cores in the kernels of the two tf32 precisions, for every target, and in no other."""
+    text = subprocess.run([cuobjdump(), "-sass", _C.__file__], capture_output=True, text=True, check=True).stdout
+    kernels = re.split(r"Function : (?=\w+)", text)[1:]
+    for name in LIMITS:
+        of_name = [kernel for kernel in kernels if name in kernel.split(None, 1)[0]]
+        wanted = name.endswith(("E0E", "E1E"))
+        assert len(of_name) == len(TARGETS)
+        assert all(("HMMA.1688.F32.TF32" in kernel) == wanted for kernel in of_name), name

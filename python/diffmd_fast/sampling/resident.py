@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CALL_SECONDS = 0.25  # of one native call: Ctrl-C and the progress bar are looked at between calls
 MAX_FRAME_BYTES = 2**26  # frames that one call may hold
+PRECISIONS = ("3xtf32", "tf32", "fp32")  # the default first; kernels/cuda/resident_blocks.hpp: Precision
 SCORE_NOT_FINITE, OUTSIDE, LOST_BEFORE = 2, 3, 4  # csrc/resident_sampler.hpp: ResidentLoss; 1: positions not finite
 
 

@@ -16,7 +16,7 @@ from .evaluation import Evaluator, as_positions, fingerprint, model_masses, mode
 from .integrators import EulerMaruyama, find_integrator
 from .loop import Run
 from .reporters import Progress, Reporter
-from .resident import resident_loop, why_not_resident
+from .resident import PRECISIONS, resident_loop, why_not_resident
 from .restart import FileFrames, MemoryFrames, hash_positions
 from .schedule import Schedule
 from .spring import MOLAR_GAS_CONSTANT, Spring, _row
@@ -50,10 +50,13 @@ class Sampler:
         force: run a time step beyond the stability limit, and say so.
         resident: None (default) runs the whole loop in native code where model, integrator and backend allow, and
             step by step elsewhere; True refuses to run step by step, and says why it would have to; False runs
-            step by step.  The trajectory is the same to the bit; on a GPU (kernels/cuda/) to float32 rounding.
+            step by step.  The trajectory is the same to the bit; on a GPU (kernels/cuda/) to what ``precision`` allows.
+        precision: of the matrix products in the resident loop on a GPU: ``"3xtf32"`` (default: tensor cores, as
+            right as float32), ``"tf32"`` (tensor cores, some hundred times the error) or ``"fp32"`` (to check with);
+            docs/gpu.md.  Nothing else heeds it, nor does it heed ``torch.set_float32_matmul_precision``.
 
     Raises:
-        InputError: an argument out of range, a model without a score, an unknown integrator.
+        InputError: an argument out of range, a model without a score, an unknown integrator or precision.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Sampler:
         batch_size: int | None = None,
         force: bool = False,
         resident: bool | None = None,
+        precision: str = PRECISIONS[0],
     ):
         self._evaluate = Evaluator(model, noise_level)
         require(
@@ -81,6 +85,8 @@ class Sampler:
         self.model, self.spring, self.force = model, spring, force
         require(resident in (None, True, False), "resident", "None, True or False", repr(resident))
         self.resident = resident
+        require(precision in PRECISIONS, "precision", "one of " + ", ".join(PRECISIONS), repr(precision))
+        self.precision = precision
         self.model_temperature = model_temperature(model)
         self.schedule = Schedule(self.model_temperature if temperature is None else temperature)
         self.temperature = self.schedule.value
@@ -327,15 +333,17 @@ class Sampler:
             "seed": self.seed,
             "first_replica": self.first_replica,
             "integrator": self._integrator.name,
-            **self._of_velocities(),
+            **self._not_always(),
             "save_every": save_every,
             "check_every": check_every,
             "model": fingerprint(self.model),
             **known,
         }
 
-    def _of_velocities(self) -> dict[str, Any]:
-        """In the header only of runs that have them, so that others stay what version 1.0 wrote."""
+    def _not_always(self) -> dict[str, Any]:
+        """In the header only of runs that have it, so that others stay what version 1.0 wrote."""
+        precision = {} if self.precision == PRECISIONS[0] else {"precision": self.precision}
         if self.masses is None:
-            return {}
-        return {"velocities": True, "masses": list(self.masses) if isinstance(self.masses, tuple) else self.masses}
+            return precision
+        masses = list(self.masses) if isinstance(self.masses, tuple) else self.masses
+        return precision | {"velocities": True, "masses": masses}
