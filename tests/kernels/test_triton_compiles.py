@@ -18,8 +18,9 @@ from triton.compiler import ASTSource  # noqa: E402
 
 # Per kernel: its constants, its launch options, and the most registers a thread may have. 64 let a multiprocessor hold
 # half of its 2048 threads, 128 a quarter, 168 three programs of 128 threads.
-KERNELS = {"em_step": (em_step.em_step_kernel, dict(DIFFUSION_PER_ATOM=True, VARIANCE_PER_REPLICA=True, WITH_NOISE=True,
-                                                    WIDE=False, BLOCK=em_step.BLOCK), em_step.LAUNCH, 64),
+STEP = dict(DIFFUSION_PER_ATOM=True, VARIANCE_PER_REPLICA=True, WITH_NOISE=True, WIDE=False, BLOCK=em_step.BLOCK)
+KERNELS = {"em_step": (em_step.em_step_kernel, STEP | {"clock": None}, em_step.LAUNCH, 64),
+           "em_step, step on the device": (em_step.em_step_kernel, STEP, em_step.LAUNCH, 64),
            "check rows": (rows.check_kernel, dict(ROWS=rows.ROWS), rows.LAUNCH, 64)}
 for slope, most in ((False, 96), (True, 128)):
     constants = dict(SLOPE=slope, WIDE=False, BLOCK=torsions.BLOCK)
@@ -43,7 +44,7 @@ KERNELS["neighbor_list edges"] = (neighbor_list.edges_kernel, dict(
     IN_BOX=True, BOX_PER_REPLICA=True, REVERSE=True, VECTORS=True, DISTANCES=True, EDGES=neighbor_list.EDGES),
     neighbor_list.LAUNCH | {"num_warps": 1}, 96)
 
-INTEGERS_64 = {"quadruples", "row_ptr", "incidence", "found", "order", "interval_ptr", "counts", "reverse"}
+INTEGERS_64 = {"clock", "quadruples", "row_ptr", "incidence", "found", "order", "interval_ptr", "counts", "reverse"}
 INTEGERS_32 = {"col", "rows", "intervals", "wraps", "shift"}
 SCALARS_64 = {"cutoff", "per_spacing", "reach"}  # the bits of float64 numbers
 SCALARS_32 = ("n_", "first_replica", "seed_", "step_")
