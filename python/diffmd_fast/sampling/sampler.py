@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import check_integer, require
 from ..interrupt import Interrupt
 from .evaluation import Evaluator, as_positions, fingerprint, model_masses, model_temperature
+from .graph import graph_loop, why_not_graph
 from .integrators import EulerMaruyama, find_integrator
 from .loop import Run
 from .reporters import Progress, Reporter
@@ -246,9 +247,14 @@ class Sampler:
     def _loop(self, start: Tensor) -> tuple[type[Run], str]:
         """The class that runs it, and what to say of it: why not the fast one, where it is not."""
         why_not = "resident=False" if self.resident is False else why_not_resident(self, start)
-        require(not self.resident or why_not is None, "resident", "a run that the resident loop serves", why_not)
         if why_not is None:
             return resident_loop(start)
+        if self.resident is not False and start.device.type == "cuda":
+            no_graph = why_not_graph(start)
+            if no_graph is None:
+                return graph_loop(why_not)
+            why_not = f"{why_not}; no CUDA graph: {no_graph}"
+        require(not self.resident, "resident", "a run that the resident loop serves", why_not)
         return Run, f"loop in Python, step by step ({why_not})"
 
     @torch.no_grad()
