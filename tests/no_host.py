@@ -36,6 +36,8 @@ class NoHost(TorchDispatchMode):
         if function in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
             if any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in arguments[1]):
                 raise HostWaited(f"{function} by a mask")
+        if function is aten._to_copy.default and options.get("device", arguments[0].device).type != arguments[0].device.type:
+            raise HostWaited(f"{function} from {arguments[0].device} to {options['device']}")
         if self.inside is not None and function.namespace == "diffmd_fast":
             with self:
                 return function._op_dk(self.inside, *arguments, **options)

@@ -16,7 +16,7 @@ SLOT_ROWS = PAIRS // SLOTS
 
 
 @triton.jit(do_not_specialize=["reach"])
-def candidates_kernel(points, box, stale, candidates, counts, n_nodes, n_atoms, reach, n_slots, IN_BOX: tl.constexpr,
+def candidates_kernel(points, box, stale, candidates, held, n_nodes, n_atoms, reach, n_slots, IN_BOX: tl.constexpr,
                       ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Candidates of the rows of stale replicas; ``reach`` holds the bits of its square."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -29,14 +29,14 @@ def candidates_kernel(points, box, stale, candidates, counts, n_nodes, n_atoms, 
         slot = place[:, None] + tl.cumsum(listed, 1) - 1
         tl.store(candidates + row[:, None] * n_slots + slot, other.to(tl.int32), mask=(listed > 0) & (slot < n_slots))
         place += tl.sum(listed, 1)
-    tl.store(counts + row, place, mask=wanted)
+    tl.store(held + row, place, mask=wanted)
 
 
 @triton.jit
-def near_candidates(points, box, candidates, counts, row, slot, n_nodes, n_atoms, reach, n_slots,
+def near_candidates(points, box, candidates, held, row, slot, n_nodes, n_atoms, reach, n_slots,
                     IN_BOX: tl.constexpr):
     """(near, node, image) of so many slots of so many rows."""
-    count = tl.load(counts + row, mask=row < n_nodes, other=0)
+    count = tl.load(held + row, mask=row < n_nodes, other=0)
     both = (slot[None, :] < count[:, None]) & (slot < n_slots)[None, :]
     other = tl.load(candidates + row[:, None] * n_slots + slot[None, :], mask=both, other=0).to(tl.int64)
     near, image = near_nodes(points, box, row, other, both, n_nodes, n_atoms, reach, IN_BOX, False, False)
@@ -44,26 +44,26 @@ def near_candidates(points, box, candidates, counts, row, slot, n_nodes, n_atoms
 
 
 @triton.jit
-def slots_of(counts, row, n_nodes, n_slots):
+def slots_of(held, row, n_nodes, n_slots):
     """How many slots the rows of a program have at most."""
-    return tl.minimum(tl.max(tl.load(counts + row, mask=row < n_nodes, other=0), 0), n_slots)
+    return tl.minimum(tl.max(tl.load(held + row, mask=row < n_nodes, other=0), 0), n_slots)
 
 
 @triton.jit(do_not_specialize=["reach"])
-def count_kernel(points, box, candidates, counts, listed, n_nodes, n_atoms, reach, n_slots, IN_BOX: tl.constexpr,
+def count_kernel(points, box, candidates, held, listed, n_nodes, n_atoms, reach, n_slots, IN_BOX: tl.constexpr,
                  ROWS: tl.constexpr, SLOTS: tl.constexpr):
     """How many candidates of each row are near, int64 [nodes]."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     total = tl.zeros([ROWS], tl.int64)
-    for first in range(0, slots_of(counts, row, n_nodes, n_slots), SLOTS):
-        near, _, _ = near_candidates(points, box, candidates, counts, row, first + tl.arange(0, SLOTS), n_nodes,
+    for first in range(0, slots_of(held, row, n_nodes, n_slots), SLOTS):
+        near, _, _ = near_candidates(points, box, candidates, held, row, first + tl.arange(0, SLOTS), n_nodes,
                                      n_atoms, reach, n_slots, IN_BOX)
         total += tl.sum(near.to(tl.int32), 1)
     tl.store(listed + row, total, mask=row < n_nodes)
 
 
 @triton.jit(do_not_specialize=["reach"])
-def fill_kernel(points, box, wraps, candidates, counts, row_ptr, col, offsets, n_nodes, n_atoms, reach, n_slots,
+def fill_kernel(points, box, wraps, candidates, held, row_ptr, col, offsets, n_nodes, n_atoms, reach, n_slots,
                 n_edges, IN_BOX: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr):
     """Neighbors of every row and what their edges add to their positions; ``n_edges`` is the room there is."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -71,8 +71,8 @@ def fill_kernel(points, box, wraps, candidates, counts, row_ptr, col, offsets, n
     place = tl.load(row_ptr + row, mask=inside, other=0)
     if IN_BOX:
         mine = load_vector(wraps, row, inside)
-    for first in range(0, slots_of(counts, row, n_nodes, n_slots), SLOTS):
-        near, other, image = near_candidates(points, box, candidates, counts, row, first + tl.arange(0, SLOTS), n_nodes,
+    for first in range(0, slots_of(held, row, n_nodes, n_slots), SLOTS):
+        near, other, image = near_candidates(points, box, candidates, held, row, first + tl.arange(0, SLOTS), n_nodes,
                                              n_atoms, reach, n_slots, IN_BOX)
         listed = near.to(tl.int32)
         edge = place[:, None] + tl.cumsum(listed, 1) - 1

@@ -12,7 +12,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed (it exist
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1: kernels are not compiled", allow_module_level=True)
 
-from diffmd_fast.kernels.triton import em_step, neighbor_list, rows, spline_conv, torsions  # noqa: E402
+from diffmd_fast.kernels.triton import em_step, fixed_list, neighbor_list, rows, spline_conv, torsions  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
@@ -43,9 +43,14 @@ KERNELS["neighbor_list fill"] = (neighbor_list.fill_kernel, TILE | dict(ALL_PAIR
 KERNELS["neighbor_list edges"] = (neighbor_list.edges_kernel, dict(
     IN_BOX=True, BOX_PER_REPLICA=True, REVERSE=True, VECTORS=True, DISTANCES=True, EDGES=neighbor_list.EDGES),
     neighbor_list.LAUNCH | {"num_warps": 1}, 96)
+SLOTS = dict(IN_BOX=True, ROWS=fixed_list.SLOT_ROWS, SLOTS=fixed_list.SLOTS)
+KERNELS["fixed_list candidates"] = (fixed_list.candidates_kernel, dict(ROWS=neighbor_list.PAIRS // 64, COLUMNS=64,
+                                                                      IN_BOX=True), fixed_list.LAUNCH, 168)
+KERNELS["fixed_list count"] = (fixed_list.count_kernel, SLOTS, fixed_list.LAUNCH, 128)
+KERNELS["fixed_list fill"] = (fixed_list.fill_kernel, SLOTS, fixed_list.LAUNCH, 168)
 
-INTEGERS_64 = {"clock", "quadruples", "row_ptr", "incidence", "found", "order", "interval_ptr", "counts", "reverse"}
-INTEGERS_32 = {"col", "rows", "intervals", "wraps", "shift"}
+INTEGERS_64 = {"clock", "quadruples", "row_ptr", "incidence", "found", "order", "interval_ptr", "counts", "reverse", "listed"}
+INTEGERS_32 = {"col", "rows", "intervals", "wraps", "shift", "stale", "candidates", "held"}
 SCALARS_64 = {"cutoff", "per_spacing", "reach"}  # the bits of float64 numbers
 SCALARS_32 = ("n_", "first_replica", "seed_", "step_")
 FLOATS_64 = {"diffusion_time", "variance", "box", "points"}

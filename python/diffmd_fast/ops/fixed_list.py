@@ -28,8 +28,8 @@ FARTHEST = 2.0**29  # box vectors, as in csrc/neighbor_metric.hpp
 class FixedList:
     """The pairs within ``cutoff`` of replicas that move, as :func:`~diffmd_fast.ops.neighbor_list` gives them.
 
-    :meth:`update` makes no host wait for a GPU and changes memory that stays where it is.  Where more pairs turn up
-    than fit, the list is cut and :meth:`overflows` says so afterwards: call :meth:`fit`, and compute again whatever was
+    :meth:`update` makes no host wait for a GPU and changes memory that stays where it is.  Once more pairs turn up than
+    fit, lists are empty and :meth:`overflows` says so afterwards: call :meth:`fit`, and compute again whatever was
     computed meanwhile.
 
     Args:
@@ -77,6 +77,7 @@ class FixedList:
         self.offsets = place.new_zeros(n_edges * len(self._box), 3)
         self._anchors.fill_(float("nan"))  # which is too far from everywhere
         self._needed.zero_()
+        self._room = torch.tensor([n_slots, n_edges], device=place.device)
 
     @property
     def nbytes(self) -> int:
@@ -103,13 +104,12 @@ class FixedList:
                                    self.col, self.offsets)
         needed = torch.stack([self._counts.amax().to(torch.int64), self.row_ptr[-1]])
         self._needed.copy_(torch.maximum(self._needed, needed))
-        self.row_ptr.clamp_(max=self.col.numel())
+        self.row_ptr.mul_((self._needed <= self._room).all())  # a list with gaps would not be symmetric
         return self.row_ptr, self.col, self.offsets
 
     def overflows(self) -> bool:
-        """Whether a list was cut since the memory was taken; waits for the device."""
-        n_slots, n_edges = self._needed.tolist()
-        return n_slots > self._candidates.shape[1] or n_edges > self.col.numel()
+        """Whether a list did not fit since the memory was taken; waits for the device."""
+        return bool((self._needed > self._room).any())
 
     def fit(self) -> None:
         """Take new memory, for as much as was needed so far: other tensors than before."""

@@ -115,11 +115,17 @@ class GraphRun(ResidentRun):
             self._replay()
 
     def _capture(self) -> Callable[[], None]:
-        """What makes one step.  The state is what it was before."""
+        """What makes one step; the state is what it was before, also where that fails."""
+        before = [tensor.clone() for tensor in self._captured.state]
+        try:
+            return self._record()
+        finally:
+            _restore(self._captured.state, before)
+
+    def _record(self) -> Callable[[], None]:
         if self.positions.device.type != "cuda":
             return self._captured
-        device, before = self.positions.device, [tensor.clone() for tensor in self._captured.state]
-        with torch.cuda.device(device):
+        with torch.cuda.device(self.positions.device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
@@ -129,7 +135,6 @@ class GraphRun(ResidentRun):
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 self._captured()
-        _restore(self._captured.state, before)
         return graph.replay
 
     def __str__(self) -> str:
