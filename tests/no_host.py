@@ -33,11 +33,13 @@ class NoHost(TorchDispatchMode):
         self.seen.add(str(function))
         if function.overloadpacket in WAITS or function is aten.repeat_interleave.Tensor and not options:
             raise HostWaited(f"{function}")
-        if function in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
-            if any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in arguments[1]):
-                raise HostWaited(f"{function} by a mask")
-        if function is aten._to_copy.default and options.get("device", arguments[0].device).type != arguments[0].device.type:
-            raise HostWaited(f"{function} from {arguments[0].device} to {options['device']}")
+        if function in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default) and any(
+                index is not None and index.dtype in (torch.bool, torch.uint8) for index in arguments[1]):
+            raise HostWaited(f"{function} by a mask")
+        if function is aten._to_copy.default:
+            here, there = arguments[0].device, options.get("device", arguments[0].device)
+            if here.type != there.type:
+                raise HostWaited(f"{function} from {here} to {there}")
         if self.inside is not None and function.namespace == "diffmd_fast":
             with self:
                 return function._op_dk(self.inside, *arguments, **options)
@@ -52,8 +54,10 @@ class NoHost(TorchDispatchMode):
 
 
 def on_meta(thing, seen: dict | None = None):
-    """``thing`` with every tensor in it, and in what it holds, on the device "meta": one without memory, so that no value
-    can be read, and another than the CPU, so that copies between the two show."""
+    """``thing`` with every tensor in it, and in what it holds, on the device "meta".
+
+    That has no memory, so that no value can be read, and it is not the CPU, so that copies between the two show.
+    """
     seen = {} if seen is None else seen
     if id(thing) not in seen:
         seen[id(thing)] = thing, _copy_on_meta(thing, seen)  # with the original, so that no id comes twice

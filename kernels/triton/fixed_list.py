@@ -20,16 +20,17 @@ def candidates_kernel(points, box, stale, candidates, held, n_nodes, n_atoms, re
                       ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Candidates of the rows of stale replicas; ``reach`` holds the bits of its square."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    wanted = tl.load(stale + row // n_atoms, mask=row < n_nodes, other=0) != 0
+    wanted = tl.load(stale + row // n_atoms, mask=row < n_nodes, other=0)
+    row = tl.where(wanted != 0, row, n_nodes)  # those of others are outside
     place = tl.zeros([ROWS], tl.int32)
-    for first in range(0, tl.where(tl.max(wanted.to(tl.int32), 0) > 0, n_atoms, 0), COLUMNS):
+    for first in range(0, tl.where(tl.max(wanted, 0) != 0, n_atoms, 0), COLUMNS):
         near, other, _ = near_pairs(points, box, row, first + tl.arange(0, COLUMNS), n_nodes, n_atoms, reach, IN_BOX,
                                     False, False)
-        listed = (near & wanted[:, None]).to(tl.int32)
+        listed = near.to(tl.int32)
         slot = place[:, None] + tl.cumsum(listed, 1) - 1
-        tl.store(candidates + row[:, None] * n_slots + slot, other.to(tl.int32), mask=(listed > 0) & (slot < n_slots))
+        tl.store(candidates + row[:, None] * n_slots + slot, other.to(tl.int32), mask=near & (slot < n_slots))
         place += tl.sum(listed, 1)
-    tl.store(held + row, place, mask=wanted)
+    tl.store(held + row, place, mask=row < n_nodes)
 
 
 @triton.jit

@@ -41,9 +41,9 @@ def near_pairs(points, box, row, column, n_nodes, n_atoms, reach, IN_BOX: tl.con
     inside = row < n_nodes
     replica = (row // n_atoms).to(tl.int64)
     other = replica[:, None] * n_atoms + column[None, :]
-    both = inside[:, None] & (column < n_atoms)[None, :] & (other != row[:, None])
+    both = inside[:, None] & (column < n_atoms)[None, :]
     near, image = near_nodes(points, box, row, other, both, n_nodes, n_atoms, reach, IN_BOX, BOX_PER_REPLICA, ALL_PAIRS)
-    return near, other, image
+    return near & (other != row[:, None]), other, image
 
 
 @triton.jit

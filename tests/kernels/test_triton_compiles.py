@@ -46,10 +46,11 @@ KERNELS["neighbor_list edges"] = (neighbor_list.edges_kernel, dict(
 SLOTS = dict(IN_BOX=True, ROWS=fixed_list.SLOT_ROWS, SLOTS=fixed_list.SLOTS)
 KERNELS["fixed_list candidates"] = (fixed_list.candidates_kernel, dict(ROWS=neighbor_list.PAIRS // 64, COLUMNS=64,
                                                                       IN_BOX=True), fixed_list.LAUNCH, 168)
-KERNELS["fixed_list count"] = (fixed_list.count_kernel, SLOTS, fixed_list.LAUNCH, 128)
+KERNELS["fixed_list count"] = (fixed_list.count_kernel, SLOTS, fixed_list.LAUNCH, 168)
 KERNELS["fixed_list fill"] = (fixed_list.fill_kernel, SLOTS, fixed_list.LAUNCH, 168)
 
-INTEGERS_64 = {"clock", "quadruples", "row_ptr", "incidence", "found", "order", "interval_ptr", "counts", "reverse", "listed"}
+INTEGERS_64 = {"quadruples", "row_ptr", "incidence", "found", "order", "interval_ptr", "counts", "reverse", "listed",
+               "clock"}
 INTEGERS_32 = {"col", "rows", "intervals", "wraps", "shift", "stale", "candidates", "held"}
 SCALARS_64 = {"cutoff", "per_spacing", "reach"}  # the bits of float64 numbers
 SCALARS_32 = ("n_", "first_replica", "seed_", "step_")

@@ -57,7 +57,8 @@ class ByList(nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.n_atoms, self.support, self.noise_level = model, model.n_atoms, model.support, model.noise_level
+        self.model, self.n_atoms, self.support = model, model.n_atoms, model.support
+        self.noise_level, self.temperature = model.noise_level, model.temperature
 
     def energy_and_score(self, positions):
         return StaticSchNet(self.model, None, positions)(positions)

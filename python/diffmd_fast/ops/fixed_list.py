@@ -183,4 +183,5 @@ def _nothing(*_):
 define("list_candidates_(Tensor points, Tensor box, float reach, Tensor stale, Tensor(a!) candidates, "
        "Tensor(b!) counts) -> ()", _list_plain, _nothing, _list_plain, _list_triton)
 define("pack_candidates_(Tensor points, Tensor wraps, Tensor box, float cutoff, Tensor candidates, Tensor counts, "
-       "Tensor(a!) row_ptr, Tensor(b!) col, Tensor(c!) offsets) -> ()", _pack_plain, _nothing, _pack_plain, _pack_triton)
+       "Tensor(a!) row_ptr, Tensor(b!) col, Tensor(c!) offsets) -> ()",
+       _pack_plain, _nothing, _pack_plain, _pack_triton)

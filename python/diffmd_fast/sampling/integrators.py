@@ -94,10 +94,10 @@ class LeimkuhlerMatthews(EulerMaruyama):
     _zeros: Tensor | None = None
 
     def move(self, part: Part, evaluate: Evaluate, step: Step, variance: Tensor) -> None:
-        if self._zeros is None or self._zeros.shape != part.positions.shape:
+        if self._zeros is None or len(self._zeros) < len(part.positions):  # the first part is the largest
             self._zeros = torch.zeros_like(part.positions)
         self._step(part.positions, part.score, part, step, 0.25 * variance)
-        self._step(part.positions, self._zeros, part, step + 1, 0.25 * variance)
+        self._step(part.positions, self._zeros[:len(part.positions)], part, step + 1, 0.25 * variance)
 
     @staticmethod
     def inflation(number: float) -> float:
@@ -270,7 +270,8 @@ def move(
         )
     elif isinstance(step, Tensor) and current_backend() != "reference":
         signed = seed - 2**64 if seed >= 2**63 else seed  # a schema's int is signed; the bits are the same
-        torch.ops.diffmd_fast.em_step_at_(positions, score, diffusion_time, variance, signed, first_replica, step, domain)
+        stream = signed, first_replica, step, domain
+        torch.ops.diffmd_fast.em_step_at_(positions, score, diffusion_time, variance, *stream)
     elif current_backend() == "reference" or domain != STEPS:
         arguments = (positions, score, diffusion_time, variance, seed, first_replica, step, domain)
         positions.copy_(em_step_core(*arguments)[0])

@@ -49,9 +49,10 @@ class Sampler:
             for bit where the model's values do not depend on the batch, as with the native SchNet); the resident
             loop chooses its own blocks.
         force: run a time step beyond the stability limit, and say so.
-        resident: None (default) runs the whole loop in native code where model, integrator and backend allow, and
-            step by step elsewhere; True refuses to run step by step, and says why it would have to; False runs
-            step by step.  The trajectory is the same to the bit; on a GPU (kernels/cuda/) to float32 rounding.
+        resident: None (default) runs the whole loop in native code where model, integrator and backend allow, else on
+            a GPU as a CUDA graph of the whole step, where the model can be captured in one, and step by step
+            elsewhere; True refuses to run step by step, and says why it would have to; False runs step by step.
+            The trajectory is the same to the bit; on a GPU (docs/gpu.md) to float32 rounding.
 
     Raises:
         InputError: an argument out of range, a model without a score, an unknown integrator.
@@ -150,6 +151,7 @@ class Sampler:
             InputError: bad arguments, starting frames that are not finite or outside the support, an unstable
                 time step without ``force``, a run that ``resident=True`` cannot serve, an existing or unwritable
                 ``out``, or a restart file of another run. Nothing has been written or replaced then.
+            UnavailableError: ``resident=True`` and a step that cannot be captured in a CUDA graph.
             RunInterrupted: after Ctrl-C (a KeyboardInterrupt).
         """
         n_steps = check_integer(n_steps, "n_steps", minimum=1, maximum=2**56 - 1)
