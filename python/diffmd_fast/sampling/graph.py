@@ -29,7 +29,7 @@ STEPS_A_VISIT = 4096  # at most: the temperature of each is on the device before
 WARM_UP = 3  # steps before a capture: kernels are compiled, and torch's libraries take their memory
 
 
-def why_not_graph(positions: Tensor) -> str | None:
+def why_not_graph() -> str | None:
     """Why the step of a run on a GPU is not captured in a CUDA graph, or None where that is tried."""
     if current_backend() not in ("auto", "triton"):
         return f'the backend is "{current_backend()}"'

@@ -252,7 +252,7 @@ class Sampler:
         if why_not is None:
             return resident_loop(start)
         if self.resident is not False and start.device.type == "cuda":
-            no_graph = why_not_graph(start)
+            no_graph = why_not_graph()
             if no_graph is None:
                 return graph_loop(why_not)
             why_not = f"{why_not}; no CUDA graph: {no_graph}"
