@@ -42,7 +42,16 @@ def near_pairs(points, box, row, column, n_nodes, n_atoms, reach, IN_BOX: tl.con
     replica = (row // n_atoms).to(tl.int64)
     other = replica[:, None] * n_atoms + column[None, :]
     both = inside[:, None] & (column < n_atoms)[None, :]
-    near = both & (other != row[:, None])
+    near, image = near_nodes(points, box, row, other, both, n_nodes, n_atoms, reach, IN_BOX, BOX_PER_REPLICA, ALL_PAIRS)
+    return near & (other != row[:, None]), other, image
+
+
+@triton.jit
+def near_nodes(points, box, row, other, both, n_nodes, n_atoms, reach, IN_BOX: tl.constexpr,
+               BOX_PER_REPLICA: tl.constexpr, ALL_PAIRS: tl.constexpr):
+    """(near, image) of rows [rows] and nodes ``other`` [rows, columns] where ``both`` says that there are two."""
+    inside = row < n_nodes
+    near = both
     mine = load_vector(points, row.to(tl.int64), inside)
     theirs = load_vector(points, other, both)
     d0 = theirs[0].to(tl.float64) - mine[0].to(tl.float64)[:, None]
@@ -53,13 +62,13 @@ def near_pairs(points, box, row, column, n_nodes, n_atoms, reach, IN_BOX: tl.con
         image = ((d0 + NEAREST_MAGIC) - NEAREST_MAGIC, (d1 + NEAREST_MAGIC) - NEAREST_MAGIC,
                  (d2 + NEAREST_MAGIC) - NEAREST_MAGIC)
         f = subtract((d0, d1, d2), image)
-        a, b, c = load_box(box, replica * BOX_PER_REPLICA, inside)
+        a, b, c = load_box(box, (row // n_atoms).to(tl.int64) * BOX_PER_REPLICA, inside)
         d0 = in_box(f, a, b, c, 0)
         d1 = in_box(f, a, b, c, 1)
         d2 = in_box(f, a, b, c, 2)
     if not ALL_PAIRS:
         near = near & ((d0 * d0 + d1 * d1) + d2 * d2 < float_of(reach, tl.float64))
-    return near, other, image
+    return near, image
 
 
 @triton.jit(do_not_specialize=["reach"])

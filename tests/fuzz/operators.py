@@ -82,6 +82,17 @@ def em_step_raw(case: Case) -> None:
         case.check_shape(result[0], arguments["positions"].shape, arguments["positions"].dtype, "positions")
 
 
+def em_step_at_raw(case: Case) -> None:
+    n_replicas, n_atoms, arguments = _state(case)
+    one = torch.ones(1, dtype=torch.float64)
+    arguments |= {"diffusion_time": one, "variance": one, "seed": case.random.randrange(-(2**63), 2**63),
+                  "first_replica": case.size(100), "step": torch.tensor([case.random.randrange(2**56)]),
+                  "domain": case.random.randrange(256)}
+    arguments = {"positions": arguments["positions"].clone()} | case.spoil(
+        {name: value for name, value in arguments.items() if name != "positions"}, raw=True)
+    case.attempt(lambda: RAW.em_step_at_(*arguments.values()))
+
+
 # ---- neighbor_list -------------------------------------------------------------------------------------------
 
 def _box(case: Case, n_replicas: int, edge: float) -> Tensor | None:
@@ -342,6 +353,6 @@ def torsions_double_backward(case: Case) -> None:
 
 
 TARGETS = {function.__name__: function for function in (
-    em_step, em_step_raw, neighbor_list, neighbor_list_raw, neighbor_vectors, verlet_list, spline_conv,
+    em_step, em_step_raw, em_step_at_raw, neighbor_list, neighbor_list_raw, neighbor_vectors, verlet_list, spline_conv,
     spline_conv_public, spline_conv_backward, spline_conv_double_backward, torsions, torsions_backward,
     torsions_double_backward)}

@@ -12,14 +12,15 @@ triton = pytest.importorskip("triton", reason="Triton is not installed (it exist
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1: kernels are not compiled", allow_module_level=True)
 
-from diffmd_fast.kernels.triton import em_step, neighbor_list, rows, spline_conv, torsions  # noqa: E402
+from diffmd_fast.kernels.triton import em_step, fixed_list, neighbor_list, rows, spline_conv, torsions  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 # Per kernel: its constants, its launch options, and the most registers a thread may have. 64 let a multiprocessor hold
 # half of its 2048 threads, 128 a quarter, 168 three programs of 128 threads.
-KERNELS = {"em_step": (em_step.em_step_kernel, dict(DIFFUSION_PER_ATOM=True, VARIANCE_PER_REPLICA=True, WITH_NOISE=True,
-                                                    WIDE=False, BLOCK=em_step.BLOCK), em_step.LAUNCH, 64),
+STEP = dict(DIFFUSION_PER_ATOM=True, VARIANCE_PER_REPLICA=True, WITH_NOISE=True, WIDE=False, BLOCK=em_step.BLOCK)
+KERNELS = {"em_step": (em_step.em_step_kernel, STEP | {"clock": None}, em_step.LAUNCH, 64),
+           "em_step, step on the device": (em_step.em_step_kernel, STEP, em_step.LAUNCH, 64),
            "check rows": (rows.check_kernel, dict(ROWS=rows.ROWS), rows.LAUNCH, 64)}
 for slope, most in ((False, 96), (True, 128)):
     constants = dict(SLOPE=slope, WIDE=False, BLOCK=torsions.BLOCK)
@@ -42,9 +43,15 @@ KERNELS["neighbor_list fill"] = (neighbor_list.fill_kernel, TILE | dict(ALL_PAIR
 KERNELS["neighbor_list edges"] = (neighbor_list.edges_kernel, dict(
     IN_BOX=True, BOX_PER_REPLICA=True, REVERSE=True, VECTORS=True, DISTANCES=True, EDGES=neighbor_list.EDGES),
     neighbor_list.LAUNCH | {"num_warps": 1}, 96)
+SLOTS = dict(IN_BOX=True, ROWS=fixed_list.SLOT_ROWS, SLOTS=fixed_list.SLOTS)
+KERNELS["fixed_list candidates"] = (fixed_list.candidates_kernel, dict(ROWS=neighbor_list.PAIRS // 64, COLUMNS=64,
+                                                                      IN_BOX=True), fixed_list.LAUNCH, 168)
+KERNELS["fixed_list count"] = (fixed_list.count_kernel, SLOTS, fixed_list.LAUNCH, 168)
+KERNELS["fixed_list fill"] = (fixed_list.fill_kernel, SLOTS, fixed_list.LAUNCH, 168)
 
-INTEGERS_64 = {"quadruples", "row_ptr", "incidence", "found", "order", "interval_ptr", "counts", "reverse"}
-INTEGERS_32 = {"col", "rows", "intervals", "wraps", "shift"}
+INTEGERS_64 = {"quadruples", "row_ptr", "incidence", "found", "order", "interval_ptr", "counts", "reverse", "listed",
+               "clock"}
+INTEGERS_32 = {"col", "rows", "intervals", "wraps", "shift", "stale", "candidates", "held"}
 SCALARS_64 = {"cutoff", "per_spacing", "reach"}  # the bits of float64 numbers
 SCALARS_32 = ("n_", "first_replica", "seed_", "step_")
 FLOATS_64 = {"diffusion_time", "variance", "box", "points"}

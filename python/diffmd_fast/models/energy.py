@@ -74,7 +74,8 @@ class Energy(nn.Module):
         value = self.noise_level if noise_level is None else noise_level
         if not isinstance(value, Tensor):
             value = check_number(value, "noise_level", minimum=0, unit="nm")
-        noise = torch.as_tensor(value, dtype=positions.dtype, device=positions.device)
+        # Filled and not copied from the host, which a captured CUDA graph could not do.
+        noise = value.to(positions) if isinstance(value, Tensor) else positions.new_full((), value)
         require(noise.dim() == 0 or noise.shape == positions.shape[:1], "noise_level",
                 f"a number or shape [{positions.shape[0]}] in nm", f"shape {list(noise.shape)}")
         return noise.expand(positions.shape[0])

@@ -148,11 +148,12 @@ def _cpu(positions, score, diffusion_time, variance, seed, first_replica, step, 
     return moved, noise, log_density
 
 
-def _native(positions, score, diffusion_time, variance, seed, first_replica, step, moved, noise=0, log_density=0):
+def _native(positions, score, diffusion_time, variance, seed, first_replica, step, moved, noise=0, log_density=0,
+            domain=0):
     native("em_step", positions.dtype)(
         positions.shape[0], positions.shape[1], positions.data_ptr(), score.data_ptr(), diffusion_time.data_ptr(),
         diffusion_time.numel() > 1, variance.data_ptr(), variance.numel() > 1, seed & (2**64 - 1), first_replica, step,
-        0, moved.data_ptr(), noise, log_density, get_num_threads())
+        domain, moved.data_ptr(), noise, log_density, get_num_threads())
 
 
 def _triton(positions, score, diffusion_time, variance, seed, first_replica, step, with_noise, with_log_density):
@@ -179,16 +180,18 @@ def _fake(positions, score, diffusion_time, variance, seed, first_replica, step,
             positions.new_empty(positions.shape[0] if with_log_density else 0))
 
 
-def _cpu_in_place(positions, score, diffusion_time, variance, seed, first_replica, step):
+def _cpu_in_place(positions, score, diffusion_time, variance, seed, first_replica, step, domain=0):
     _check_call(positions, score, diffusion_time, variance, first_replica, step)
     if not positions.is_contiguous():
-        positions.copy_(_cpu(positions, score, diffusion_time, variance, seed, first_replica, step, False, False)[0])
+        kept = positions.contiguous()
+        _cpu_in_place(kept, score, diffusion_time, variance, seed, first_replica, step, domain)
+        positions.copy_(kept)
         return
     score, diffusion_time, variance = (t.contiguous() for t in (score, diffusion_time, variance))
     apart = abs(positions.data_ptr() - score.data_ptr())
     require(apart == 0 or apart >= positions.nbytes, "score", "memory apart from that of positions, which are "
             "overwritten", "an overlap")
-    _native(positions, score, diffusion_time, variance, seed, first_replica, step, positions)
+    _native(positions, score, diffusion_time, variance, seed, first_replica, step, positions, domain=domain)
 
 
 def _triton_in_place(positions, *arguments):
@@ -210,6 +213,39 @@ def _no_gradient_in_place(positions, score, diffusion_time, variance, seed, firs
                 "overwrites positions and is not differentiable)", "requires_grad=True")
     with torch._C._AutoDispatchBelowAutograd():
         torch.ops.diffmd_fast.em_step_(positions, score, diffusion_time, variance, seed, first_replica, step)
+
+
+def _check_clock(positions, score, diffusion_time, variance, seed, first_replica, clock, domain) -> None:
+    """What the host can know of a step whose number it does not look at."""
+    _check_call(positions, score, diffusion_time, variance, first_replica, 0)
+    check_tensor(clock, "step", (1,), dtypes=(torch.int64,), like=("positions", positions))
+    check_integer(domain, "domain", minimum=0, maximum=255)
+
+
+def _cpu_at(positions, *arguments):
+    _check_clock(positions, *arguments)
+    *given, clock, domain = arguments
+    _cpu_in_place(positions, *given, check_integer(clock.item(), "step", minimum=0, maximum=2**56 - 1), domain)
+
+
+def _triton_at(positions, *arguments):
+    from ..kernels.triton.em_step import em_step as kernel
+
+    _check_clock(positions, *arguments)
+    moved = positions if positions.is_contiguous() else None
+    moved, _ = kernel(positions, *arguments, with_noise=False, moved=moved)
+    if moved is not positions:
+        positions.copy_(moved)
+
+
+def _other_at(positions, score, diffusion_time, variance, seed, first_replica, clock, domain):
+    _check_clock(positions, score, diffusion_time, variance, seed, first_replica, clock, domain)
+    positions.copy_(em_step_core(positions, score, diffusion_time, variance, seed & (2**64 - 1), first_replica, clock,
+                                 domain)[0])
+
+
+def _fake_at(positions, score, diffusion_time, variance, seed, first_replica, clock, domain):
+    return None
 
 
 def _setup_context(ctx, inputs, output):
@@ -234,3 +270,7 @@ register_autograd("em_step", _backward, _setup_context)
 define("em_step_(Tensor(a!) positions, Tensor score, Tensor diffusion_time, Tensor variance, int seed, "
        "int first_replica, int step) -> ()", _cpu_in_place, _fake_in_place, _other_in_place, _triton_in_place)
 LIBRARY.impl("em_step_", _no_gradient_in_place, "Autograd")
+
+# The step of a captured CUDA graph: its number stands on the device, so that replays go on counting. No gradients.
+define("em_step_at_(Tensor(a!) positions, Tensor score, Tensor diffusion_time, Tensor variance, int seed, "
+       "int first_replica, Tensor step, int domain) -> ()", _cpu_at, _fake_at, _other_at, _triton_at)

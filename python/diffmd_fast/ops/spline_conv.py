@@ -262,6 +262,39 @@ def _fake_double_backward(along_features, along_positions, along_coefficients, g
     return _empty(graph[0]), _empty(graph[0]), _empty(graph[1], wanted[0]), _empty(graph[2], wanted[1])
 
 
+# ---- for steps captured in a graph: the list is trusted, and may have room behind its last edge -------------
+def _cut(graph: tuple) -> tuple:
+    """On the CPU the list is checked as ever, without what is behind its last edge."""
+    *nodes, row_ptr, col, offsets, cutoff = graph
+    n_edges = max(0, int(row_ptr[-1])) if row_ptr.numel() else 0
+    return *nodes, row_ptr, col[:n_edges], offsets[:n_edges], cutoff
+
+
+def _cpu_unchecked(*graph):
+    return _cpu(*_cut(graph))
+
+
+def _triton_unchecked(*graph):
+    from ..kernels.triton import spline_conv as kernels
+
+    return kernels.forward(*_check_graph(graph))
+
+
+def _cpu_backward_unchecked(grad, *arguments):
+    return _cpu_backward(grad, *_cut(arguments[:7]), arguments[7], True, False)[:2]
+
+
+def _triton_backward_unchecked(grad, *arguments):
+    from ..kernels.triton import spline_conv as kernels
+
+    graph = _check_graph(arguments[:7])
+    return kernels.backward(_aligned("grad", grad, graph[0]), *graph, arguments[7], True, False)[:2]
+
+
+def _fake_backward_unchecked(grad, *arguments):
+    return _empty(arguments[0], arguments[7]), _empty(arguments[1])
+
+
 # ---- autograd: inputs are saved and everything is computed again from them ---------------------------------
 def _wanted(ctx, first: int, n: int) -> list[bool]:
     """Which of the inputs first .. first+n-1 the running backward will really use.
@@ -321,6 +354,9 @@ define("spline_conv_double_backward(Tensor? along_features, Tensor? along_positi
        f"Tensor? along_coefficients, Tensor grad, {_GRAPH}, bool for_positions, bool for_coefficients) "
        "-> (Tensor, Tensor, Tensor, Tensor)", _cpu_double_backward, _fake_double_backward,
        triton=_triton_double_backward)
+define(f"spline_conv_unchecked({_GRAPH}) -> Tensor", _cpu_unchecked, _fake, triton=_triton_unchecked)
+define(f"spline_conv_backward_unchecked(Tensor grad, {_GRAPH}, bool for_features) -> (Tensor, Tensor)",
+       _cpu_backward_unchecked, _fake_backward_unchecked, triton=_triton_backward_unchecked)
 register_autograd("spline_conv", _backward, _setup_context)
 register_autograd("spline_conv_backward", _backward_backward, _setup_context_backward)
 register_autograd("spline_conv_double_backward", _no_third_derivative)

@@ -124,6 +124,19 @@ def _triton(positions, quadruples):
     return kernels.angles(positions, quadruples)
 
 
+def _triton_unchecked(positions, quadruples):
+    from ..kernels.triton import torsions as kernels
+
+    return kernels.angles(*_checked(positions, quadruples)[:2])
+
+
+def _triton_backward_unchecked(grad_output, positions, quadruples):
+    from ..kernels.triton import torsions as kernels
+
+    positions, quadruples, grad_output, _ = _checked(positions, quadruples, grad_output)
+    return kernels.gradient(grad_output, positions, quadruples)
+
+
 def _triton_backward(grad_output, positions, quadruples):
     from ..kernels.triton import torsions as kernels
 
@@ -174,6 +187,10 @@ define("torsions_backward(Tensor grad_output, Tensor positions, Tensor quadruple
 define("torsions_double_backward(Tensor cotangent, Tensor grad_output, Tensor positions, Tensor quadruples) "
        "-> (Tensor, Tensor)", _cpu_double_backward, _fake_double_backward, _other_double_backward,
        _triton_double_backward)
+# For steps captured in a graph: the same without gradient, and on CUDA tensors the quadruples are trusted.
+define("torsions_unchecked(Tensor positions, Tensor quadruples) -> Tensor", _cpu, _fake, triton=_triton_unchecked)
+define("torsions_backward_unchecked(Tensor grad_output, Tensor positions, Tensor quadruples) -> Tensor",
+       _cpu_backward, _fake_backward, triton=_triton_backward_unchecked)
 register_autograd("torsions", _backward, _setup_context)
 register_autograd("torsions_backward", _backward_of_backward, _setup_context)
 register_autograd("torsions_double_backward", _third_derivative)

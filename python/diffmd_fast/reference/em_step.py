@@ -11,16 +11,16 @@ from torch import Tensor
 MASK = 0xFFFFFFFF
 
 
-def philox_words(seed: int, replica: Tensor, step: int, atom: Tensor, domain: int = 0) -> list[Tensor]:
+def philox_words(seed: int, replica: Tensor, step: int | Tensor, atom: Tensor, domain: int = 0) -> list[Tensor]:
     """The four 32-bit words (as int64) of Philox4x32-10 for each (replica, atom); Salmon et al., SC 2011.
 
     ``replica`` and ``atom`` are int64 and broadcast; key = seed, counter = (atom, replica, step low,
-    step high | domain << 24).
+    step high | domain << 24).  ``step``: an integer, or int64 [1].
     """
     atom, replica = torch.broadcast_tensors(atom & MASK, replica & MASK)
     c0, c1 = atom, replica
-    c2 = torch.full_like(c0, step & MASK)
-    c3 = torch.full_like(c0, ((step >> 32) & 0xFFFFFF) | (domain << 24))
+    c2 = torch.zeros_like(c0) + (step & MASK)
+    c3 = torch.zeros_like(c0) + (((step >> 32) & 0xFFFFFF) | (domain << 24))
     k0, k1 = seed & MASK, (seed >> 32) & MASK
     for _ in range(10):
         high0, low0 = _multiply(0xD2511F53, c0)
@@ -37,7 +37,8 @@ def _multiply(constant: int, word: Tensor) -> tuple[Tensor, Tensor]:
     return high_product >> 16, ((high_product << 16) | (low_product & 0xFFFF)) & MASK
 
 
-def normals(seed: int, replica: Tensor, step: int, atom: Tensor, dtype: torch.dtype, domain: int = 0) -> Tensor:
+def normals(seed: int, replica: Tensor, step: int | Tensor, atom: Tensor, dtype: torch.dtype,
+            domain: int = 0) -> Tensor:
     """Standard normals [..., 3] from the words: u = ((w >> 8) + 1) / 2^24 is the radius, w >> 8 the angle in turns."""
     w = philox_words(seed, replica, step, atom, domain)
     scale = 2.0**-24
@@ -56,7 +57,7 @@ class EmStepResult(NamedTuple):
 
 
 def em_step_core(positions: Tensor, score: Tensor, diffusion_time: Tensor, variance: Tensor, seed: int,
-                 first_replica: int, step: int, domain: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+                 first_replica: int, step: int | Tensor, domain: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """(new positions, noise, log density); ``diffusion_time`` = D * time step in nm^2, [1] or [atoms]."""
     n_replicas, n_atoms, _ = positions.shape
     replica = first_replica + torch.arange(n_replicas, device=positions.device)[:, None]

@@ -9,8 +9,8 @@ from .em_step import philox_words
 
 
 def metropolis_core(before: Tensor, score_before: Tensor, energy_before: Tensor, proposal: Tensor, score: Tensor,
-                    energy: Tensor, diffusion_time: Tensor, variance: Tensor, seed: int, first_replica: int, step: int,
-                    domain: int) -> Tensor:
+                    energy: Tensor, diffusion_time: Tensor, variance: Tensor, seed: int, first_replica: int,
+                    step: int | Tensor, domain: int) -> Tensor:
     """Which proposals are accepted, bool [replicas] (docs/theory.md section 3).
 
     log a = -(E(y) - E(x))/v - (|x - m(y)|^2 - |y - m(x)|^2)/(4 D dt v) with m(x) = x + D dt s(x); all positions and

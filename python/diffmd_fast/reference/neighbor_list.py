@@ -82,13 +82,8 @@ def neighbor_list_core(positions: Tensor, box: Tensor, reach: float) -> tuple[Te
     for r in range(n_replicas):
         for first in range(0, n_atoms, block):
             mine = torch.arange(first, min(first + block, n_atoms), device=place)
-            d = x[r][None, :] - x[r, mine][:, None]  # [rows, atoms, 3]
-            if periodic:
-                image = -torch.round(d)
-                f0, f1, f2 = (d + image).unbind(2)
-                b = boxes[r]
-                d = torch.stack([(f0 * b[0, k] + f1 * b[1, k]) + f2 * b[2, k] for k in range(3)], dim=2)
-            near = (d[..., 0] ** 2 + d[..., 1] ** 2) + d[..., 2] ** 2 < reach * reach
+            squared, image = squared_distances(x[r][None, :] - x[r, mine][:, None], boxes[r] if periodic else None)
+            near = squared < reach * reach
             if reach == float("inf"):
                 near = torch.ones_like(near)
             near[torch.arange(len(mine), device=place), mine] = False
@@ -105,6 +100,17 @@ def neighbor_list_core(positions: Tensor, box: Tensor, reach: float) -> tuple[Te
     # The list is symmetric and sorted by (row, col): sorted by (col, row) it is the list of the mirrors.
     reverse = torch.argsort(col * max(1, n_replicas * n_atoms) + row)
     return row_ptr, col.to(torch.int32), shift, reverse
+
+
+def squared_distances(d: Tensor, box: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """(nm^2 [rows, columns], image) of differences d [rows, columns, 3] in float64: of positions, or of fractions in
+    ``box`` [3, 3], to the nearest image then; image [rows, columns, 3] are the box vectors to add for it."""
+    image = None
+    if box is not None:
+        image = -torch.round(d)
+        f0, f1, f2 = (d + image).unbind(2)
+        d = torch.stack([(f0 * box[0, k] + f1 * box[1, k]) + f2 * box[2, k] for k in range(3)], dim=2)
+    return (d[..., 0] ** 2 + d[..., 1] ** 2) + d[..., 2] ** 2, image
 
 
 def edge_offsets(shift: Tensor, box: Tensor, row: Tensor, n_atoms: int) -> Tensor:

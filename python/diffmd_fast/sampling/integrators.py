@@ -46,6 +46,8 @@ class Part:
 
 
 Evaluate = Callable[[Tensor], tuple[Tensor | None, Tensor]]
+# A number, or int64 [1] where the positions are: a captured CUDA graph (graph.py) counts its steps on the device.
+Step = int | Tensor
 
 
 class EulerMaruyama:
@@ -64,11 +66,11 @@ class EulerMaruyama:
     def __init__(self, diffusion_time: Tensor, seed: int):
         self.diffusion_time, self.seed = diffusion_time, seed
 
-    def move(self, part: Part, evaluate: Evaluate, step: int, variance: Tensor) -> None:
+    def move(self, part: Part, evaluate: Evaluate, step: Step, variance: Tensor) -> None:
         """Positions of ``step`` to those of ``step + 1``, in place; ``variance`` v = T/T0 of this step, float64 [1]."""
         self._step(part.positions, part.score, part, step, variance)
 
-    def finish(self, part: Part, energy: Tensor | None, score: Tensor, step: int, variance: Tensor) -> None:
+    def finish(self, part: Part, energy: Tensor | None, score: Tensor, step: Step, variance: Tensor) -> None:
         """Take energy and score at the new positions."""
         part.energy, part.score = energy, score
 
@@ -77,7 +79,7 @@ class EulerMaruyama:
         """What the step adds to the variance of a harmonic mode, relative, at a = D dt L."""
         return 1 / (1 - number / 2) - 1
 
-    def _step(self, positions: Tensor, score: Tensor, part: Part, step: int, variance: Tensor) -> None:
+    def _step(self, positions: Tensor, score: Tensor, part: Part, step: Step, variance: Tensor) -> None:
         move(positions, score, self.diffusion_time, variance, self.seed, part.first_replica, step)
 
 
@@ -91,11 +93,11 @@ class LeimkuhlerMatthews(EulerMaruyama):
     name, rule = "leimkuhler-matthews", 1
     _zeros: Tensor | None = None
 
-    def move(self, part: Part, evaluate: Evaluate, step: int, variance: Tensor) -> None:
-        if self._zeros is None or self._zeros.shape != part.positions.shape:
+    def move(self, part: Part, evaluate: Evaluate, step: Step, variance: Tensor) -> None:
+        if self._zeros is None or len(self._zeros) < len(part.positions):  # the first part is the largest
             self._zeros = torch.zeros_like(part.positions)
         self._step(part.positions, part.score, part, step, 0.25 * variance)
-        self._step(part.positions, self._zeros, part, step + 1, 0.25 * variance)
+        self._step(part.positions, self._zeros[:len(part.positions)], part, step + 1, 0.25 * variance)
 
     @staticmethod
     def inflation(number: float) -> float:
@@ -107,7 +109,7 @@ class Heun(EulerMaruyama):
 
     name, rule = "heun", 2
 
-    def move(self, part: Part, evaluate: Evaluate, step: int, variance: Tensor) -> None:
+    def move(self, part: Part, evaluate: Evaluate, step: Step, variance: Tensor) -> None:
         predicted, score = part.positions.clone(), part.score.clone()  # a module may answer twice in one memory
         self._step(predicted, part.score, part, step, variance)
         score.add_(evaluate(predicted)[1]).mul_(0.5)
@@ -128,14 +130,14 @@ class Metropolis(EulerMaruyama):
     limit = float("inf")
     needs_energy = counts_acceptance = True
 
-    def move(self, part: Part, evaluate: Evaluate, step: int, variance: Tensor) -> None:
+    def move(self, part: Part, evaluate: Evaluate, step: Step, variance: Tensor) -> None:
         part.energy, part.score = part.energy.clone(), part.score.clone()  # a module may answer twice in one memory
         part.before = part.positions.clone()
         self._step(part.positions, part.score, part, step, variance)
 
-    def finish(self, part: Part, energy: Tensor | None, score: Tensor, step: int, variance: Tensor) -> None:
+    def finish(self, part: Part, energy: Tensor | None, score: Tensor, step: Step, variance: Tensor) -> None:
         arguments = (part.before, part.score, part.energy, part.positions, score, energy)
-        if _native_serves(part.positions):
+        if _native_serves(part.positions, step):
             native("metropolis", part.positions.dtype)(
                 *part.positions.shape[:2], *(tensor.data_ptr() for tensor in arguments),
                 self.diffusion_time.data_ptr(), self.diffusion_time.numel() > 1, variance.item(), self.seed,
@@ -178,29 +180,29 @@ class Baoab(EulerMaruyama):
         self.decay = torch.exp(-friction * time_step)
         self.amplitude = torch.sqrt(-torch.expm1(-2 * friction * time_step) * speeds)
         self.masses, self.thermal_speed = masses, torch.sqrt(speeds)
+        self._half, self._one = masses.new_full((1,), 0.5), masses.new_ones(1)
 
     def draw_velocities(self, positions: Tensor, first_replica: int, variance: Tensor) -> Tensor:
         """Those of thermal equilibrium at the start, [replicas, atoms, 3] in nm/ps."""
         xi = self._noise(positions, first_replica, 0, VELOCITIES)
         return xi * (self.thermal_speed * variance.sqrt()).to(xi.dtype)[:, None]
 
-    def _noise(self, positions: Tensor, first_replica: int, step: int, domain: int) -> Tensor:
+    def _noise(self, positions: Tensor, first_replica: int, step: Step, domain: int) -> Tensor:
         """Standard normal noise of the positions' shape: a step from 0 with no score and D dt = 1/2."""
         xi, no_score = torch.zeros_like(positions), torch.zeros_like(positions)
-        half, one = (torch.tensor([value], dtype=torch.float64, device=xi.device) for value in (0.5, 1.0))
-        move(xi, no_score, half, one, self.seed, first_replica, step, domain)
+        move(xi, no_score, self._half, self._one, self.seed, first_replica, step, domain)
         return xi
 
-    def move(self, part: Part, evaluate: Evaluate, step: int, variance: Tensor) -> None:
+    def move(self, part: Part, evaluate: Evaluate, step: Step, variance: Tensor) -> None:
         noise = self._noise(part.positions, part.first_replica, step, STEPS)
-        if _native_serves(part.positions):
+        if _native_serves(part.positions, step):
             self._native("langevin_move", part, part.score, noise, variance)
         else:
             langevin_move_core(part.positions, part.velocities, part.score, noise, self.half_step, self.kick,
                                self.decay, self.amplitude * variance.sqrt())
 
-    def finish(self, part: Part, energy: Tensor | None, score: Tensor, step: int, variance: Tensor) -> None:
-        if _native_serves(part.positions):
+    def finish(self, part: Part, energy: Tensor | None, score: Tensor, step: Step, variance: Tensor) -> None:
+        if _native_serves(part.positions, step):
             self._native("langevin_kick", part, score, score, variance)
         else:
             part.velocities += self.kick.to(score.dtype)[:, None] * score
@@ -226,8 +228,8 @@ def find_integrator(name: str) -> type[EulerMaruyama]:
     return INTEGRATORS[name]
 
 
-def _native_serves(positions: Tensor) -> bool:
-    return positions.device.type == "cpu" and current_backend() in ("auto", "native")
+def _native_serves(positions: Tensor, step: Step) -> bool:
+    return positions.device.type == "cpu" and not isinstance(step, Tensor) and current_backend() in ("auto", "native")
 
 
 def move(
@@ -237,7 +239,7 @@ def move(
     variance: Tensor,
     seed: int,
     first_replica: int,
-    step: int,
+    step: Step,
     domain: int = STEPS,
 ) -> None:
     """em_step in place.  On the CPU nothing is checked: that was done before the loop that calls this.
@@ -245,7 +247,7 @@ def move(
     Args as of the operator ``torch.ops.diffmd_fast.em_step``; positions and score contiguous and of one
     dtype.  ``domain`` separates streams of one seed.
     """
-    if _native_serves(positions):
+    if _native_serves(positions, step):
         # The native function itself: the operator's dispatch costs more than a step of 64 small molecules.
         address = positions.data_ptr()
         native("em_step", positions.dtype)(
@@ -266,6 +268,10 @@ def move(
             0,
             get_num_threads(),
         )
+    elif isinstance(step, Tensor) and current_backend() != "reference":
+        signed = seed - 2**64 if seed >= 2**63 else seed  # a schema's int is signed; the bits are the same
+        stream = signed, first_replica, step, domain
+        torch.ops.diffmd_fast.em_step_at_(positions, score, diffusion_time, variance, *stream)
     elif current_backend() == "reference" or domain != STEPS:
         arguments = (positions, score, diffusion_time, variance, seed, first_replica, step, domain)
         positions.copy_(em_step_core(*arguments)[0])

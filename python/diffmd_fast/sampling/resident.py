@@ -57,8 +57,10 @@ def resident_loop(positions: Tensor) -> tuple[type[ResidentRun], str]:
 class ResidentRun(Run):
     """The same run as :class:`Run`'s, to the bit, with Python entered once per native call instead of every step."""
 
+    _whole = True  # one batch, which the native call cuts as it likes
+
     def __init__(self, sampler: Sampler, positions: Tensor, *arguments: Any):
-        super().__init__(sampler, positions, *arguments, batches=(positions,))
+        super().__init__(sampler, positions, *arguments, batches=(positions,) if self._whole else None)
         self._limits = self._support.limits()
         self._lost_positions = torch.empty_like(positions)
         self._prepare(sampler)
@@ -77,9 +79,7 @@ class ResidentRun(Run):
         self._begin()
         if not first_is_saved:
             self._check(self.step % save_every == 0)
-        frame_bytes = max(1, self.positions.numel() * self.positions.element_size())
-        most = save_every * max(1, MAX_FRAME_BYTES // frame_bytes)
-        chunk = 1
+        chunk, most = 1, self._most_steps(save_every)
         while self.step < n_steps and self._running and not interrupt.asked:
             end, started = min(n_steps, self.step + min(chunk, most)), time.monotonic()
             self._call(end, n_steps, save_every, check_every)
@@ -87,6 +87,11 @@ class ResidentRun(Run):
             pace = CALL_SECONDS / max(time.monotonic() - started, 1e-6)
             chunk = max(1, int(chunk * min(2.0, pace)))
             self._bar.update(self.step, int(self.alive.sum()), len(self.lost))
+
+    def _most_steps(self, save_every: int) -> int:
+        """Of one native call."""
+        frame_bytes = max(1, self.positions.numel() * self.positions.element_size())
+        return save_every * max(1, MAX_FRAME_BYTES // frame_bytes)
 
     def _begin(self) -> None:
         """Energy and score of the positions that the run starts with."""
@@ -149,7 +154,8 @@ class ResidentRun(Run):
         if loss == OUTSIDE:
             # The energy of a replica outside is worked out again: the call has gone on with where it was put back to.
             where = self._lost_positions[replica]
-            return self._support.reason(where, self._evaluate(where[None])[0][0])
+            energy = self._evaluate(where[None])[0]
+            return self._support.reason(where, None if energy is None else energy[0])
         return f"its {'score is' if loss == SCORE_NOT_FINITE else 'positions are'} not finite"
 
 

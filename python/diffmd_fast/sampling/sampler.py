@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import check_integer, require
 from ..interrupt import Interrupt
 from .evaluation import Evaluator, as_positions, fingerprint, model_masses, model_temperature
+from .graph import graph_loop, why_not_graph
 from .integrators import EulerMaruyama, find_integrator
 from .loop import Run
 from .reporters import Progress, Reporter
@@ -48,9 +49,10 @@ class Sampler:
             for bit where the model's values do not depend on the batch, as with the native SchNet); the resident
             loop chooses its own blocks.
         force: run a time step beyond the stability limit, and say so.
-        resident: None (default) runs the whole loop in native code where model, integrator and backend allow, and
-            step by step elsewhere; True refuses to run step by step, and says why it would have to; False runs
-            step by step.  The trajectory is the same to the bit; on a GPU (kernels/cuda/) to what ``precision`` allows.
+        resident: None (default) runs the whole loop in native code where model, integrator and backend allow, else on
+            a GPU as a CUDA graph of the whole step, where the model can be captured in one, and step by step
+            elsewhere; True refuses to run step by step, and says why it would have to; False runs step by step.
+            The trajectory is the same to the bit; on a GPU (docs/gpu.md) to what ``precision`` allows.
         precision: of the matrix products in the resident loop on a GPU: ``"3xtf32"`` (default: tensor cores, as
             right as float32), ``"tf32"`` (tensor cores, some hundred times the error) or ``"fp32"`` (to check with);
             docs/gpu.md.  Nothing else heeds it, nor does it heed ``torch.set_float32_matmul_precision``.
@@ -155,6 +157,7 @@ class Sampler:
             InputError: bad arguments, starting frames that are not finite or outside the support, an unstable
                 time step without ``force``, a run that ``resident=True`` cannot serve, an existing or unwritable
                 ``out``, or a restart file of another run. Nothing has been written or replaced then.
+            UnavailableError: ``resident=True`` and a step that cannot be captured in a CUDA graph.
             RunInterrupted: after Ctrl-C (a KeyboardInterrupt).
         """
         n_steps = check_integer(n_steps, "n_steps", minimum=1, maximum=2**56 - 1)
@@ -252,9 +255,14 @@ class Sampler:
     def _loop(self, start: Tensor) -> tuple[type[Run], str]:
         """The class that runs it, and what to say of it: why not the fast one, where it is not."""
         why_not = "resident=False" if self.resident is False else why_not_resident(self, start)
-        require(not self.resident or why_not is None, "resident", "a run that the resident loop serves", why_not)
         if why_not is None:
             return resident_loop(start)
+        if self.resident is not False and start.device.type == "cuda":
+            no_graph = why_not_graph()
+            if no_graph is None:
+                return graph_loop(why_not)
+            why_not = f"{why_not}; no CUDA graph: {no_graph}"
+        require(not self.resident, "resident", "a run that the resident loop serves", why_not)
         return Run, f"loop in Python, step by step ({why_not})"
 
     @torch.no_grad()
