@@ -404,22 +404,22 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments  # wherever it stands, also behind the command
     arguments = [word for word in arguments if word != "--debug"]
+    processes = torchrun_processes()
     warnings.showwarning = lambda message, *rest, **more: _say(f"note: {message}")
     try:
-        torchrun_processes()
         code = cli.main(arguments, prog_name="diffmd-fast", standalone_mode=False)
     except click.exceptions.Abort:
-        sys.exit(130)
+        code = 130
     except (click.ClickException, InputError, UnavailableError, NonFiniteError, ProcessFailed, OSError,
             KeyboardInterrupt) as error:
         if debug:
             raise
-        sys.exit(_explain(error, arguments))
+        code = _explain(error, arguments)
     except Exception as error:  # nothing we foresaw; still one line, and the way to the rest
         if debug:
             raise
-        sys.exit(_explain_unforeseen(error))
-    torchrun_processes().close()
+        code = _explain_unforeseen(error)
+    processes.close()
     sys.exit(code if isinstance(code, int) else 0)
 
 

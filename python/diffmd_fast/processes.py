@@ -153,4 +153,4 @@ def _exchange(collective: Callable[..., Any], *arguments: Any) -> None:
         collective(*arguments)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ProcessFailed("processes: another process of this run ended, so this one stops; what was saved is kept, "
-                            f"and --resume goes on ({' '.join(str(error).split())[:160]})") from error
+                            "and --resume goes on") from error
