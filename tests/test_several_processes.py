@@ -148,14 +148,19 @@ def test_what_processes_left_is_put_together(tmp_path, frames, alive_until, toge
     assert restart.read_bytes() == once and share_paths(restart) == []
 
 
-def test_a_share_is_no_share_of_another_layout(tmp_path):
-    """One process's file is missing: nothing is put together from the rest."""
+@pytest.mark.parametrize("left", ["one of two", "an older run's"])
+def test_shares_that_do_not_make_up_the_run_are_left_out(tmp_path, left):
     restart = tmp_path / "t.npz.restart"
     shares_of(restart, (3, 3), (9, 9))
-    share_path(restart, 0).unlink()
+    if left == "one of two":
+        share_path(restart, 0).unlink()
+    else:
+        with TrajectoryStore.open(restart, append=True) as store:
+            store.shrink(time_step=2.0)
     with TrajectoryStore.open(restart, append=True) as store:
         gather_shares(store)
         assert store.n_frames == 1
+    assert share_paths(restart) == []
 
 
 def test_bad_arguments_of_a_run_of_several(tmp_path):

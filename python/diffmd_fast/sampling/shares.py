@@ -43,12 +43,15 @@ def remove_shares(restart: Path) -> None:
 def gather_shares(store: TrajectoryStore) -> None:
     """Append to the restart file of a run what its processes have saved since, as far as all of them came, and remove
     the shares.  Killed at any moment it can be done again."""
+    if not share_paths(store.path):
+        return
     with contextlib.ExitStack() as stack:
         shares = [stack.enter_context(TrajectoryStore.open(path, argument="resume"))
                   for path in share_paths(store.path)]
         shares.sort(key=lambda share: share.header["share"])
         bounds = [0, *(bound for share in shares for bound in share.header["share"]), store.n_replicas]
-        whole = bounds[::2] == bounds[1::2] and all(share.n_frames for share in shares)
+        whole = bounds[::2] == bounds[1::2] and all(
+            share.n_frames and _run(share.header) == _run(store.header) for share in shares)
         for k in range(_frames_of_all(shares) if whole else 0):
             # Of a share that lost all its replicas the last record stands for those that it did not write any more.
             index = [min(k, share.n_frames - 1) for share in shares]
@@ -62,6 +65,11 @@ def gather_shares(store: TrajectoryStore) -> None:
                          None if rates is None else np.concatenate(rates))
     store.sync()
     remove_shares(store.path)
+
+
+def _run(header: dict[str, Any]) -> dict[str, Any]:
+    """What determines the frames: shares of an older run, which a kill left beside a new one's file, have another."""
+    return {key: value for key, value in header.items() if key not in ("n_replicas", "share", "lost")}
 
 
 def _frames_of_all(shares: list[TrajectoryStore]) -> int:
