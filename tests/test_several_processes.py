@@ -269,7 +269,8 @@ def reporter(step, positions, energy, alive):
         raise ZeroDivisionError("a mistake of process 1")
 sampler, start = breaking()
 try:
-    run = sampler.run(start, 100, 20, [reporter], out={out!r}, processes=processes)
+    sampler.run(start, 60, 20, [reporter], out={out!r}, processes=processes)
+    run = sampler.run(None, 100, 20, out={out!r}, resume=True, processes=processes)
 except ProcessFailed as error:
     sys.exit("told: " + str(error))
 assert run.n_frames == 6 and run.n_replicas == 5 and run.final_positions.shape == start.shape
@@ -281,7 +282,7 @@ processes.close()
 
 def breaking():
     """A run in which replicas 2, 3, 4 are lost at step 2 and replica 1 at step 38: all of the second of two shares,
-    between two frames."""
+    between two frames; none is left to it when the run is resumed."""
     x = start(5, width=0.02)
     x[2:, 0, 0] = 0.2
     return Sampler(Breaks(0.22), Spring.from_time_step(0.1, 0.01), seed=7), x

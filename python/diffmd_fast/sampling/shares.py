@@ -52,17 +52,18 @@ def gather_shares(store: TrajectoryStore) -> None:
         bounds = [0, *(bound for share in shares for bound in share.header["share"]), store.n_replicas]
         whole = bounds[::2] == bounds[1::2] and all(
             share.n_frames and _run(share.header) == _run(store.header) for share in shares)
+        last, _, alive_before = store.last() if store.n_frames else (-1, None, np.ones(1, bool))
         for k in range(_frames_of_all(shares) if whole else 0):
             # Of a share that lost all its replicas the last record stands for those that it did not write any more.
             index = [min(k, share.n_frames - 1) for share in shares]
             records = [next(share.frames(i)) for share, i in zip(shares, index)]
-            step = max(record[0] for record in records)
-            if store.n_frames and step <= store.last()[0]:
+            step, alive = max(record[0] for record in records), np.concatenate([alive for _, _, alive in records])
+            if step <= last or not (alive.any() or alive_before.any()):
                 continue
             rates = [share.velocities(i) for share, i in zip(shares, index)] if store.has_velocities else None
-            store.append(step, np.concatenate([positions for _, positions, _ in records]),
-                         np.concatenate([alive for _, _, alive in records]),
+            store.append(step, np.concatenate([positions for _, positions, _ in records]), alive,
                          None if rates is None else np.concatenate(rates))
+            alive_before = alive
     store.sync()
     remove_shares(store.path)
 
@@ -107,7 +108,10 @@ class SharedFrames:
 
     def last(self) -> tuple[int, np.ndarray, list[Lost], Tensor | None]:
         """That of the whole run."""
-        return self._processes.first(lambda: self._whole.last())
+        step, positions, lost, velocities = self._processes.first(lambda: self._whole.last())
+        if {entry.replica for entry in lost} >= set(range(self.share.start, self.share.stop)):
+            self._mark_end(step, positions[self.share])
+        return step, positions, lost, velocities
 
     def append(self, step: int, positions: Tensor, alive: np.ndarray, velocities: Tensor | None) -> None:
         rates = None if velocities is None else velocities.cpu().numpy()
@@ -115,7 +119,10 @@ class SharedFrames:
 
     def finish(self, lost: list[Lost], complete: bool) -> None:
         """Put the shares together and write the trajectory, on process 0."""
-        self._mark_end(lost)
+        if self.store.n_frames and len(lost) == self.store.n_replicas:
+            step, positions, alive = self.store.last()
+            if alive.any():
+                self._mark_end(step, positions)
         self.store.close()
         parts = self._processes.gather([entry._replace(replica=self.share.start + entry.replica) for entry in lost])
         everyone = sorted((entry for part in parts for entry in part), key=lambda entry: entry[1])
@@ -128,15 +135,10 @@ class SharedFrames:
 
         self.n_frames = self._processes.first(write)
 
-    def _mark_end(self, lost: list[Lost]) -> None:
+    def _mark_end(self, step: int, positions: np.ndarray) -> None:
         """A share without living replicas is at its end, not behind the others: its last record says so."""
-        if self.store.n_frames == 0 or len(lost) < self.store.n_replicas:
-            return
-        step, positions, alive = self.store.last()
-        if alive.any():
-            velocities = self.store.velocities(self.store.n_frames - 1)
-            rates = None if velocities is None else np.zeros_like(velocities)
-            self.store.append(step + self._save_every, positions, np.zeros_like(alive), rates)
+        rates = np.zeros_like(positions) if self.store.has_velocities else None
+        self.store.append(step + self._save_every, positions, np.zeros(len(positions), bool), rates)
 
     def close(self) -> None:
         self.store.close()
