@@ -23,7 +23,7 @@ def test_the_example_of_the_readme_runs(monkeypatch, capsys):
 @pytest.mark.parametrize("page", PAGES)
 def test_options_exist(page):
     there = {name for command in (cli, *cli.commands.values()) for option in command.params for name in option.opts}
-    there |= {"--help", "--no-deps", "--set-commit-hash"}
+    there |= {"--help", "--no-deps", "--set-commit-hash", "--nproc-per-node"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / page).read_text())) <= there
 
 

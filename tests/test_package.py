@@ -11,9 +11,9 @@ import torch
 
 import diffmd_fast
 
-CONTRACT = {"EnergyModel", "InputError", "NonFiniteError", "Sampler", "Spring", "UnavailableError", "__version__",
-            "current_backend", "get_num_threads", "io", "load_model", "models", "ops", "reference", "save_model",
-            "set_num_threads", "show_config", "use_backend"}
+CONTRACT = {"EnergyModel", "InputError", "NonFiniteError", "Processes", "Sampler", "Spring", "UnavailableError",
+            "__version__", "current_backend", "get_num_threads", "io", "load_model", "models", "ops", "reference",
+            "save_model", "set_num_threads", "show_config", "torchrun_processes", "use_backend"}
 OPERATORS = ("em_step", "neighbor_list", "spline_conv", "torsions")
 
 

@@ -25,11 +25,12 @@ from .config import show_config
 from .errors import InputError, NonFiniteError, UnavailableError
 from .models import EnergyModel, load_model, save_model
 from .ops import get_num_threads, set_num_threads
+from .processes import Processes, torchrun_processes
 from .sampling import Sampler, Spring
 
 reference._bind(ops)
 __version__ = _build_info()["version"]
 
-__all__ = ["EnergyModel", "InputError", "NonFiniteError", "Sampler", "Spring", "UnavailableError", "__version__",
-           "current_backend", "get_num_threads", "io", "load_model", "models", "ops", "reference", "save_model",
-           "set_num_threads", "show_config", "use_backend"]
+__all__ = ["EnergyModel", "InputError", "NonFiniteError", "Processes", "Sampler", "Spring", "UnavailableError",
+           "__version__", "current_backend", "get_num_threads", "io", "load_model", "models", "ops", "reference",
+           "save_model", "set_num_threads", "show_config", "torchrun_processes", "use_backend"]

@@ -15,6 +15,7 @@ import click
 from .cli_accuracy import budget, consistency, recommend
 from .cli_common import QUIET, TOPOLOGY, _load_model, _one_or_many, _say, _spring
 from .errors import InputError, NonFiniteError, UnavailableError, called, require
+from .processes import Processes, ProcessFailed, torchrun_processes
 
 
 class _Group(click.Group):
@@ -38,6 +39,8 @@ def cli(debug: bool, threads: int | None, backend: str):
       diffmd-fast train snapshots.npz --temperature 300 --out model.safetensors
       diffmd-fast sample model.safetensors --init snapshots.npz --replicas 64 --steps 20000 --out traj.xtc
       diffmd-fast report traj.xtc --reference snapshots.npz --out report
+    On several GPUs or CPUs (train and sample):
+      torchrun --nproc-per-node=4 -m diffmd_fast sample model.safetensors --init snapshots.npz --replicas 64 ...
     """
     import torch
 
@@ -45,6 +48,9 @@ def cli(debug: bool, threads: int | None, backend: str):
     from .errors import check_integer
     from .ops import set_num_threads
 
+    command = click.get_current_context().invoked_subcommand
+    require(torchrun_processes().size == 1 or command in ("train", "sample"), "command",
+            "train or sample under torchrun", command)
     if threads is not None:
         torch.set_num_threads(check_integer(threads, "threads", minimum=1, maximum=1024))
         set_num_threads(threads)
@@ -89,6 +95,8 @@ def train(snapshots, topology, atoms, temperature, out, steps, minutes, batch_si
     \b
     Example:
       diffmd-fast train frames.xtc --topology protein.pdb --atoms heavy --temperature 300 --out model.safetensors
+    Over 4 GPUs, or processes (docs/several_gpus.md):
+      torchrun --nproc-per-node=4 -m diffmd_fast train frames.npz --out model.safetensors
     """
     from .errors import check_number
     from .io import read_snapshots
@@ -100,13 +108,16 @@ def train(snapshots, topology, atoms, temperature, out, steps, minutes, batch_si
                         cutoff=cutoff, seed=seed,
                         validate_every=max(1, min(500, steps)))
     state = training_state_path(out)
-    _require_new(overwrite or resume, next((path for path in (Path(out), state) if path.exists()), None))
+    processes = torchrun_processes()
+    processes.first(lambda: _require_new(overwrite or resume,
+                                         next((path for path in (Path(out), state) if path.exists()), None)))
     data = read_snapshots(_one_or_many(snapshots), topology=topology, atoms=atoms, argument="snapshots")
     _say(f"{len(data.positions)} snapshots of {data.positions.shape[1]} atoms, {len(data.molecule.bonds)} bonds")
     if len(data.molecule.bonds) == 0 and data.positions.shape[1] > 1:
         _say("the snapshots name no bonds: no torsion features, so mirror images will be equally likely")
     try:
-        model = train(data, out, temperature, settings, resume=resume, progress=not quiet)
+        model = train(data, out, temperature, settings, resume=resume, progress=not quiet,
+                      processes=processes)
     except KeyboardInterrupt:
         if state.is_file():
             _say(f"stopped; go on with the same command and --resume (state in {state})")
@@ -146,57 +157,70 @@ cli.add_command(recommend)  # in the order of use
 @click.option("--batch-size", type=int, metavar="R", help="Replicas evaluated together; the result is the same.")
 @click.option("--out", required=True, metavar="FILE", help="Trajectory: .xtc, .dcd, .h5 or .npz.")
 @click.option("--per-replica", is_flag=True, help="One file a replica instead of one for all.")
+@click.option("--sharded", is_flag=True, help="One file a process of torchrun (traj_p0000.xtc, ...) instead.")
 @click.option("--resume", is_flag=True,
               help="Continue the run in --out and its .restart file to --steps; other options default to that run's.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing trajectory.")
 @click.option("--force", is_flag=True, help="Run a time step beyond the stability limit all the same.")
 @QUIET
 def sample(model, init, from_noise, topology, replicas, steps, time_step, stiffness, diffusion, temperature,
-           noise_level, integrator, masses, save_every, seed, batch_size, out, per_replica, resume, overwrite, force,
-           quiet):
+           noise_level, integrator, masses, save_every, seed, batch_size, out, per_replica, sharded, resume, overwrite,
+           force, quiet):
     """Run Langevin dynamics with a trained MODEL.
 
     \b
     Example:
       diffmd-fast sample model.safetensors --init snapshots.npz --replicas 64 --steps 20000 --out traj.xtc
+    Over 4 GPUs, or processes, the same trajectory (docs/several_gpus.md):
+      torchrun --nproc-per-node=4 -m diffmd_fast sample model.safetensors --init snapshots.npz --replicas 64 ...
     """
     from .errors import check_integer
     from .io import check_output
     from .sampling import RunInterrupted, Sampler
     from .sampling.restart import existing_output, restart_path
+    from .sampling.shares import check_sharded, sharded_path
 
-    energy = _load_model(model)
+    processes = torchrun_processes()
+    energy = _load_model(model).to(processes.device)
     require(resume or bool(init) != from_noise, "init", "a file of frames, or --from-noise",
             "both" if init else "neither")
     require(time_step is None or stiffness is None, "time_step", "either --time-step or --stiffness", "both")
     temperature, masses = _temperature(temperature), _numbers(masses, "masses")
     check_integer(steps, "steps", minimum=1)
-    _require_new(overwrite or resume, existing_output(check_output(out, "out")))
+    check_output(out, "out")
+    processes.first(lambda: check_sharded(out, processes, resume, overwrite) if sharded
+                    else _require_new(overwrite or resume, existing_output(Path(out))))
+    own = sharded_path(out, processes.rank) if sharded else out
     if resume:
         diffusion, temperature, noise_level, integrator, masses, save_every, seed = _of_resumed_run(
-            out, energy, {"temperature": temperature, "masses": masses})
+            own, energy, {"temperature": temperature, "masses": masses}, processes if sharded else Processes())
     start = None if resume else _start(energy, init, from_noise, topology, replicas, seed, batch_size, quiet)
-    spring = _spring(energy, start, out, time_step, stiffness, diffusion, noise_level, integrator, masses)
+    # Of process 0, for all: on another kind of processor the default time step would differ in its last digit.
+    spring = processes.first(lambda: _spring(energy, start, own, time_step, stiffness, diffusion, noise_level,
+                                             integrator, masses))
     sampler = Sampler(energy, spring, temperature=temperature, seed=seed, noise_level=noise_level,
                       integrator=integrator, masses=masses, batch_size=batch_size, force=force)
     _say(str(sampler))
     try:
         result = sampler.run(start, steps, save_every, out=out, resume=resume, overwrite=overwrite,
-                             per_replica=per_replica, progress=not quiet)
+                             per_replica=per_replica, progress=not quiet, processes=processes, sharded=sharded)
     except RunInterrupted as stopped:
         _say(f"stopped after step {stopped.trajectory.n_steps} with {stopped.trajectory.n_frames} frames of "
-             f"{stopped.trajectory.n_replicas} replicas in {out}; go on with the same command and --resume")
+             f"{stopped.trajectory.n_replicas} replicas in {_files(out, sharded)}; go on with the same command "
+             "and --resume")
         raise
     except KeyboardInterrupt:
-        if restart_path(out).exists():
-            _say(f"stopped; what was saved is in {restart_path(out)}; go on with the same command and --resume")
+        if restart_path(own).exists():
+            _say(f"stopped; what was saved is in {restart_path(own)}; go on with the same command and --resume")
         raise
     if quiet:  # else said beside the progress bar, before the run
         _say(str(result.stability))
-    _say_of_run(energy, result, noise_level)
+    if processes.rank == 0:
+        _say_of_run(energy, result, noise_level)
     for replica, step, reason in result.lost:
         _say(f"replica {replica} lost at step {step}: {reason}")
-    _say(f"{result.n_frames} frames of {result.n_replicas} replicas in {out}; {len(result.lost)} replicas lost")
+    _say(f"{result.n_frames} frames of {result.n_replicas} replicas in {_files(out, sharded)}; "
+         f"{len(result.lost)} replicas lost")
     if len(result.lost) == result.n_replicas:
         raise click.exceptions.Exit(1)
 
@@ -263,7 +287,16 @@ def info(as_json: bool):
 
 
 def _complain(line: str) -> None:
-    click.echo(line, err=True)
+    """One line, also if every process has it to say, or several end because one did."""
+    processes = torchrun_processes()
+    if processes.speaks():
+        click.echo(line if processes.size == 1 else f"{line} (process {processes.rank} of {processes.size})", err=True)
+
+
+def _files(out: str, sharded: bool) -> str:
+    from .sampling.shares import sharded_path
+
+    return f"{sharded_path(out, 0)} and so on, one a process" if sharded else out
 
 
 def _require_new(allowed: bool, there: Path | None) -> None:
@@ -271,14 +304,15 @@ def _require_new(allowed: bool, there: Path | None) -> None:
             f"{str(there)!r}, which exists")
 
 
-def _of_resumed_run(out, energy, read) -> list:
+def _of_resumed_run(out, energy, read, processes) -> list:
     """Options of a run to resume: as given, else as the run had them.  What differs, the sampler refuses.
 
-    ``read``: options that were given as text, by name.
+    ``read``: options that were given as text, by name.  ``processes``: those with a file of replicas each.
     """
     from .sampling.restart import stored_header
 
     context, stored = click.get_current_context(), stored_header(out)
+    n_replicas = stored["n_replicas"] = sum(processes.gather(stored["n_replicas"]))
     values = {}
     for option, key in (("diffusion", "diffusion"), ("temperature", "temperature"), ("noise_level", "noise_level"),
                         ("integrator", "integrator"), ("masses", "masses"), ("save_every", "save_every"),
@@ -286,7 +320,6 @@ def _of_resumed_run(out, energy, read) -> list:
         given = context.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE
         value = read.get(option, context.params[option])
         values[option] = value if given else stored.get(key, value)
-    n_replicas = stored["n_replicas"]
     require(values.pop("replicas") == n_replicas, "replicas", f"{n_replicas}, as in the run to resume",
             context.params["replicas"])
     if values["noise_level"] == energy.noise_level:
@@ -301,12 +334,18 @@ def _start(energy, init, from_noise, topology, replicas, seed, batch_size, quiet
     from .errors import check_integer
     from .io import match_atoms, read_snapshots
     from .sampling import reverse_diffusion
+    from .sampling.shares import check_processes
 
+    processes = torchrun_processes()
     # A frame of all replicas is one record of the restart file, below 2 GiB.
     check_integer(replicas, "replicas", minimum=1, maximum=(2**31 - 64) // (24 * energy.n_atoms + 1))
     check_integer(seed, "seed", minimum=0, maximum=2**64 - 1)
+    check_processes(processes, replicas)
     if from_noise:
-        return reverse_diffusion(energy, replicas, seed=seed, batch_size=batch_size, progress=not quiet)
+        share = processes.share(replicas)
+        return torch.cat(processes.gather(reverse_diffusion(
+            energy, share.stop - share.start, seed=seed, first_replica=share.start, batch_size=batch_size,
+            progress=not quiet and processes.rank == 0).cpu()))
     frames = read_snapshots(init, topology=topology, argument="init")
     if energy.molecule is not None:
         frames = match_atoms(frames, energy.molecule, "init")
@@ -365,19 +404,22 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments  # wherever it stands, also behind the command
     arguments = [word for word in arguments if word != "--debug"]
+    processes = torchrun_processes()
     warnings.showwarning = lambda message, *rest, **more: _say(f"note: {message}")
     try:
         code = cli.main(arguments, prog_name="diffmd-fast", standalone_mode=False)
     except click.exceptions.Abort:
-        sys.exit(130)
-    except (click.ClickException, InputError, UnavailableError, NonFiniteError, OSError, KeyboardInterrupt) as error:
+        code = 130
+    except (click.ClickException, InputError, UnavailableError, NonFiniteError, ProcessFailed, OSError,
+            KeyboardInterrupt) as error:
         if debug:
             raise
-        sys.exit(_explain(error, arguments))
+        code = _explain(error, arguments)
     except Exception as error:  # nothing we foresaw; still one line, and the way to the rest
         if debug:
             raise
-        sys.exit(_explain_unforeseen(error))
+        code = _explain_unforeseen(error)
+    processes.close()
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -385,7 +427,7 @@ def _explain(error: BaseException, arguments: list[str]) -> int:
     """Print one line about the error; the exit code."""
     if isinstance(error, KeyboardInterrupt):
         return 130
-    if isinstance(error, NonFiniteError):
+    if isinstance(error, (NonFiniteError, ProcessFailed)):
         _complain(str(error))
         return 1
     if isinstance(error, click.exceptions.NoArgsIsHelpError):

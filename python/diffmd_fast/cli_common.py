@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .errors import called
+from .processes import torchrun_processes
 
 TOPOLOGY = click.option("--topology", metavar="PDB", help="Names and bonds, where the snapshots' format has none.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress bar.")
@@ -12,7 +13,8 @@ QUIET = click.option("--quiet", is_flag=True, help="No progress bar.")
 
 def _say(line: str) -> None:
     """What the user is told goes to stdout; stderr holds the progress bar and the one line of an error."""
-    click.echo(line)
+    if torchrun_processes().rank == 0:
+        click.echo(line)
 
 
 def _one_or_many(paths):

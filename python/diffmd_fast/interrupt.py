@@ -1,4 +1,4 @@
-"""Ctrl-C at a moment of our choosing: a step is finished, never cut in half."""
+"""Ctrl-C, or SIGTERM, at a moment of our choosing: a step is finished, never cut in half."""
 
 from __future__ import annotations
 
@@ -8,24 +8,30 @@ from typing import Any
 
 
 class Interrupt:
-    """While inside, the first Ctrl-C sets ``asked`` and the second one interrupts as usual."""
+    """While inside, the first Ctrl-C or SIGTERM (torchrun's, a batch system's) sets ``asked``; a second one acts as
+    usual."""
 
     def __init__(self) -> None:
         self.asked = False
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        before = signal.getsignal(signal.SIGINT)
-        # Only the main thread may set handlers, and a process started with Ctrl-C ignored keeps ignoring it.
-        if threading.current_thread() is threading.main_thread() and callable(before):
-            self._previous = before
-            signal.signal(signal.SIGINT, self._ask)
+        if threading.current_thread() is threading.main_thread():  # nobody else may set handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before = signal.getsignal(number)
+                # A process started with a signal ignored keeps ignoring it; None: not Python's to put back.
+                if before is not None and before is not signal.SIG_IGN:
+                    self._previous[number] = before
+                    signal.signal(number, self._ask)
         return self
 
     def _ask(self, signum, frame) -> None:
         self.asked = True
-        signal.signal(signal.SIGINT, self._previous)
+        self._put_back()
+
+    def _put_back(self) -> None:
+        while self._previous:
+            signal.signal(*self._previous.popitem())
 
     def __exit__(self, *exception) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        self._put_back()

@@ -182,8 +182,9 @@ def test_resume_after_kill(butane, tmp_path):
     assert model.training_record["history"][0]["step"] == 20
 
 
-def test_ctrl_c_finishes_the_step_and_resume_equals_an_uninterrupted_run(butane, tmp_path, monkeypatch):
-    """SIGINT in the middle of an optimizer step, where parameters and their average are a step apart."""
+@pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_finishes_the_step_and_resume_equals_an_uninterrupted_run(butane, tmp_path, monkeypatch, with_signal):
+    """In the middle of an optimizer step, where parameters and their average are a step apart."""
     settings = Settings(**SMALL)
     train(butane, tmp_path / "whole.safetensors", settings=settings, progress=False, figure=False)
     step, steps = torch.optim.Adam.step, []
@@ -192,7 +193,7 @@ def test_ctrl_c_finishes_the_step_and_resume_equals_an_uninterrupted_run(butane,
         step(self, *arguments, **options)
         steps.append(None)
         if len(steps) == 14:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(with_signal)
 
     monkeypatch.setattr(torch.optim.Adam, "step", step_with_ctrl_c)
     with pytest.raises(KeyboardInterrupt, match="after step 14"):

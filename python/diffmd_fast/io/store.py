@@ -187,10 +187,13 @@ class TrajectoryStore:
             raise
         self.n_frames += 1
         self._map = None
-        now = time.monotonic()
-        if now - self._synced > SYNC_SECONDS:
-            os.fsync(self._fd)
-            self._synced = now
+        if time.monotonic() - self._synced > SYNC_SECONDS:
+            self.sync()
+
+    def sync(self) -> None:
+        """Bring everything to disk."""
+        os.fsync(self._fd)
+        self._synced = time.monotonic()
 
     def shrink(self, **updates: Any) -> None:
         """Keep only the last record, from which the run can be continued exactly; the rest is dropped.
@@ -223,11 +226,11 @@ class TrajectoryStore:
         )
         return next(self.frames(self.n_frames - 1))
 
-    def last_velocities(self) -> np.ndarray | None:
-        """Those of the last frame, [n_replicas, n_atoms, 3] nm/ps, a copy; None in a file without."""
-        if not self.has_velocities or self.n_frames == 0:
+    def velocities(self, index: int) -> np.ndarray | None:
+        """Those of the record ``index``, [n_replicas, n_atoms, 3] nm/ps, a copy; None in a file without."""
+        if not self.has_velocities:
             return None
-        return np.frombuffer(self._raw(self.n_frames - 1), self._record)[0]["velocities"].astype(self.dtype)
+        return np.frombuffer(self._raw(index), self._record)[0]["velocities"].astype(self.dtype)
 
     def frames(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(step, positions, alive) of the records start, ..., stop - 1, as copies, each checksum verified."""

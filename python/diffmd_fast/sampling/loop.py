@@ -29,7 +29,7 @@ class Run:
         self.positions, self.step, self.lost = positions, step, list(lost)
         self._evaluate, self._frames, self._reporters, self._bar = sampler._evaluate, frames, reporters, bar
         self._integrator = sampler._make_integrator(positions)
-        self._variance = sampler._variance
+        self._variance, self._first_in_run = sampler._variance, sampler.first_in_run
         self._support = sampler._support(positions)
         if velocities is None and self._integrator.uses_velocities:
             variance = torch.as_tensor(self._variance(step, step + 1), device=positions.device)
@@ -140,7 +140,7 @@ class Run:
         self.alive[replica] = False
         self.lost.append(Lost(replica, step, reason))
         if len(self.lost) <= MAX_SAID:
-            self._bar.say(f"replica {replica} lost at step {step}: {reason}")
+            self._bar.say(f"replica {self._first_in_run + replica} lost at step {step}: {reason}")
         elif len(self.lost) == MAX_SAID + 1:
             self._bar.say("more replicas are lost; all are listed at the end")
         if not self.alive.any():

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, require
+from .shares import gather_shares, remove_shares
 from .spring import Spring
 from .trajectory import Lost
 
@@ -123,6 +124,8 @@ class FileFrames:
             self.store = TrajectoryStore.open(restart, append=True, argument="resume")
             try:
                 self._compare(header)
+                gather_shares(self.store)
+                require(self.store.n_frames > 0, "resume", "a restart file with at least one frame", str(restart))
                 self._check_previous()
             except BaseException:
                 self.store.close()
@@ -136,6 +139,7 @@ class FileFrames:
                 f"{there}, which exists",
             )
             self.store = TrajectoryStore.create(restart, header, overwrite=overwrite)
+            remove_shares(restart)
 
     def _compare(self, header: Mapping[str, Any]) -> None:
         stored = self.store.header
@@ -145,7 +149,6 @@ class FileFrames:
                     f"{key}: expected {stored.get(key)!r} as in the run to resume "
                     f"({self.store.path}), got {header[key]!r}"
                 )
-        require(self.store.n_frames > 0, "resume", "a restart file with at least one frame", str(self.store.path))
 
     def _check_previous(self) -> None:
         """A finished run is extended: its trajectory must still be there, or the end could not be written."""
@@ -172,7 +175,7 @@ class FileFrames:
                 Lost(replica, int(steps[counts[replica]]), "lost before the run was stopped and resumed")
                 for replica in missing
             ]
-        velocities = self.store.last_velocities()
+        velocities = self.store.velocities(self.store.n_frames - 1)
         return step, positions, lost, None if velocities is None else torch.from_numpy(velocities)
 
     def append(self, step: int, positions: Tensor, alive: np.ndarray, velocities: Tensor | None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import closing
+from copy import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from ..errors import check_integer, require
 from ..interrupt import Interrupt
+from ..processes import Processes
 from .evaluation import Evaluator, as_positions, fingerprint, model_masses, model_temperature
 from .graph import graph_loop, why_not_graph
 from .integrators import EulerMaruyama, find_integrator
@@ -20,6 +23,7 @@ from .reporters import Progress, Reporter
 from .resident import PRECISIONS, resident_loop, why_not_resident
 from .restart import FileFrames, MemoryFrames, hash_positions
 from .schedule import Schedule
+from .shares import SharedFrames, check_processes, combined, run_sharded
 from .spring import MOLAR_GAS_CONSTANT, Spring, _row
 from .stability import Stability, check_stability
 from .support import Support
@@ -101,6 +105,7 @@ class Sampler:
                 f"masses for {integrator}")
         self.masses = model_masses(model, masses) if self._integrator.uses_velocities else None
         self.first_replica = check_integer(first_replica, "first_replica", minimum=0, maximum=2**32 - 1)
+        self.first_in_run = 0  # above it in a process that runs a part of the replicas
         self.batch_size = (
             None if batch_size is None else check_integer(batch_size, "batch_size", minimum=1, maximum=2**31 - 1)
         )
@@ -127,6 +132,8 @@ class Sampler:
         molecule: Any = None,
         progress: bool = False,
         check_every: int | None = None,
+        processes: Processes | None = None,
+        sharded: bool = False,
     ) -> Trajectory:
         """Run all replicas for ``n_steps`` and save the start and every ``save_every``-th step.
 
@@ -134,7 +141,7 @@ class Sampler:
         (``model.support``) every ``check_every`` steps and before a frame is saved.  A replica that fails is
         stopped and reported; the others go on, unchanged to the bit.  When all are lost the run ends.
 
-        Ctrl-C finishes the step, writes what there is and raises :class:`RunInterrupted`.
+        Ctrl-C or SIGTERM finishes the step, writes what there is and raises :class:`RunInterrupted`.
 
         Args:
             initial_positions: [replicas, atoms, 3] nm, array or tensor; its dtype is the run's (float32 or
@@ -152,6 +159,10 @@ class Sampler:
             molecule: names and bonds for ``out``; default ``model.molecule``, or unnamed beads.
             progress: show a bar with steps/s and ps/day (over all replicas), and D dt L.
             check_every: steps between checks of the support; default ``save_every``, at most 100.
+            processes: :func:`diffmd_fast.torchrun_processes`; every process calls with the same arguments, runs its
+                share of the replicas, and is given the trajectory of all. Needs ``out``, in a folder that all see;
+                process 0 writes it. A reporter is called on each process, with its share.
+            sharded: each process writes a file of its own, ``traj_p0000.xtc`` and so on, instead.
 
         Raises:
             InputError: bad arguments, starting frames that are not finite or outside the support, an unstable
@@ -159,6 +170,7 @@ class Sampler:
                 ``out``, or a restart file of another run. Nothing has been written or replaced then.
             UnavailableError: ``resident=True`` and a step that cannot be captured in a CUDA graph.
             RunInterrupted: after Ctrl-C (a KeyboardInterrupt).
+            ProcessFailed: another process ended. What was saved is kept, and ``resume`` goes on.
         """
         n_steps = check_integer(n_steps, "n_steps", minimum=1, maximum=2**56 - 1)
         save_every = check_integer(save_every, "save_every", minimum=1, maximum=2**56 - 1)
@@ -171,22 +183,26 @@ class Sampler:
         require(out is not None or not resume, "resume", "out, the file of the run to continue", "none")
         require(resume or initial_positions is not None, "initial_positions", "positions, or resume", "None")
         start = None if initial_positions is None else as_positions(initial_positions, "initial_positions", self.model)
+        processes = processes or Processes()
+        require(processes.size == 1 or out is not None, "out", "a file, for a run of several processes", "None")
+        if start is not None:
+            check_processes(processes, len(start))
         if start is not None and not resume:
             self._check_start(start)
             stability = self._check_spring(start)
             self._loop(start)
+        if sharded:
+            require(out is not None, "out", "a file, for one file a process", "None")
+            require(not per_replica, "per_replica", "one file a replica or one a process (sharded)", "both")
+            return run_sharded(self, processes, start, out, progress, n_steps=n_steps, save_every=save_every,
+                               reporters=reporters, resume=resume, overwrite=overwrite, molecule=molecule,
+                               check_every=check_every)
         if out is None:
             frames = MemoryFrames(n_steps // save_every + 1, start)
         else:
-            frames = FileFrames(
-                out,
-                self._header(start, save_every, check_every),
-                self._molecule(molecule, start),
-                resume,
-                overwrite,
-                per_replica,
-                progress,
-            )
+            files = partial(FileFrames, out, self._header(start, save_every, check_every),
+                            self._molecule(molecule, start), resume, overwrite, per_replica, progress)
+            frames = files() if processes.size == 1 else SharedFrames(out, files, save_every, processes)
         with closing(frames):
             first_step, lost, velocities = 0, [], None
             if resume:
@@ -199,18 +215,34 @@ class Sampler:
                 )
                 start = as_positions(stored, "resume", self.model)
                 stability = self._check_spring(start)
+            share = processes.share(len(start))
+            sampler, start = self._numbered_from(share.start), start[share]
+            velocities = None if velocities is None else velocities[share]
+            lost = [entry._replace(replica=entry.replica - share.start) for entry in lost
+                    if share.start <= entry.replica < share.stop]
             with (
-                Progress(progress, n_steps, first_step, self.spring.time_step) as bar,
+                Progress(progress and processes.rank == 0, n_steps, first_step, self.spring.time_step) as bar,
                 Interrupt() as interrupt,
             ):
-                loop, remark = self._loop(start)
+                loop, remark = sampler._loop(start)
                 bar.note(f"{stability}; {remark}")
-                run = loop(self, start, first_step, lost, frames, reporters, bar, velocities)
+                if processes.size > 1:
+                    bar.note(f"{processes.size} processes; the bar shows process 0 with {len(start)} replicas")
+                run = loop(sampler, start, first_step, lost, frames, reporters, bar, velocities)
                 run.advance(n_steps, save_every, check_every, interrupt, first_is_saved=resume)
-            trajectory = self._trajectory(run, frames, save_every, stability, complete=not interrupt.asked)
-        if interrupt.asked:
+                stopped = any(processes.gather(interrupt.asked))
+            trajectory = self._trajectory(run, frames, save_every, stability, complete=not stopped)
+            if processes.size > 1:
+                trajectory = combined(processes, trajectory)
+        if stopped:
             raise RunInterrupted(trajectory)
         return trajectory
+
+    def _numbered_from(self, first: int) -> Sampler:
+        """A sampler of the replicas from number ``first`` of the run on."""
+        sampler = copy(self)
+        sampler.first_replica, sampler.first_in_run = self.first_replica + first, self.first_in_run + first
+        return sampler
 
     def _trajectory(self, run: Run, frames: Any, save_every: int, stability: Stability, complete: bool) -> Trajectory:
         saved = frames.finish(run.lost, complete=complete)

@@ -32,22 +32,26 @@ def draw_noise(shape: torch.Size, generator: torch.Generator) -> Tensor:
 
 def denoising_loss(model, positions: Tensor, noise: Tensor, noise_level: Tensor, create_graph: bool = True) -> Tensor:
     """|sigma s(x + sigma xi, sigma) + xi|^2 per degree of freedom, for each frame [frames]; see `energy_and_loss`."""
-    return energy_and_loss(model, positions, noise, noise_level, create_graph)[2]
+    return energy_and_loss(model, positions, noise, noise_level, create_graph)[1]
+
+
+def noised(positions: Tensor, noise: Tensor, noise_level: Tensor) -> Tensor:
+    """x + sigma xi [frames, atoms, 3]."""
+    return positions + noise_level[:, None, None] * noise
 
 
 def energy_and_loss(model, positions: Tensor, noise: Tensor, noise_level: Tensor,
-                    create_graph: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    """Noised frames x + sigma xi [frames, atoms, 3], their energies [frames] in kT0, and the denoising loss [frames].
+                    create_graph: bool = True) -> tuple[Tensor, Tensor]:
+    """Energies [frames] in kT0 of the noised frames x + sigma xi, and the denoising loss [frames].
 
     ``positions`` [frames, atoms, 3] nm, ``noise`` xi of the same shape, ``noise_level`` sigma [frames] nm.
     The score is minus the gradient of the model's energy, so the drift is conservative.
     """
-    sigma = noise_level[:, None, None]
-    noised = (positions + sigma * noise).requires_grad_()
+    moved = noised(positions, noise, noise_level).requires_grad_()
     with torch.enable_grad():
-        energy = model(noised, noise_level)
-        (gradient,) = torch.autograd.grad(energy.sum(), noised, create_graph=create_graph)
-    return noised.detach(), energy, denoising_error(-gradient, noise, noise_level)
+        energy = model(moved, noise_level)
+        (gradient,) = torch.autograd.grad(energy.sum(), moved, create_graph=create_graph)
+    return energy, denoising_error(-gradient, noise, noise_level)
 
 
 def denoising_error(score: Tensor, noise: Tensor, noise_level: Tensor) -> Tensor:

@@ -72,8 +72,9 @@ def measure_support(model: SchNet, positions: Tensor, n_frames: int = 4096) -> d
     generator = torch.Generator().manual_seed(0)
     some = positions[torch.randperm(len(positions), generator=generator)[:n_frames]]
     noised = some + model.noise_level * torch.randn(some.shape, generator=generator)
+    device = next(model.parameters()).device
     with torch.no_grad():
-        energy = torch.cat([model.energy(part) for part in noised.split(256)]).double()
+        energy = torch.cat([model.energy(part.to(device)).cpu() for part in noised.split(256)]).double()
     return {"pairs": pairs, "lowest": r.amin(0).tolist(), "highest": r.amax(0).tolist(),
             "energy": [energy.min().item(), energy.max().item()],
             "energy_mean": energy.mean().item(), "energy_standard_deviation": energy.std().item(),

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from ..interrupt import Interrupt
 from ..io import Molecule, Snapshots
 from ..models import SchNet
 from ..models.checkpoint import save_model
+from ..processes import Processes
 from .contrast import Moves, contrastive_loss
-from .denoising import draw_noise, draw_noise_levels, energy_and_loss
+from .denoising import draw_noise, draw_noise_levels, energy_and_loss, noised
 from .preparation import centred, check_bonds, measure_support, prepare_model
 
 
@@ -31,7 +33,7 @@ class Settings:
 
     Attributes:
         n_steps: optimizer steps.
-        batch_size: frames a step.
+        batch_size: frames a step, over all processes.
         learning_rate: of Adam, after a linear warm-up; falls to 1% along a cosine.
         warm_up: steps.
         ema_decay: of the exponential moving average of the parameters, which is what runs.
@@ -93,7 +95,8 @@ class State:
 
 def train(snapshots: Snapshots, out: str | Path, temperature: float | None = None, settings: Settings | None = None,
           *, resume: bool = False, progress: bool = True, figure: bool = True,
-          on_validation: Callable[[dict[str, Any]], None] | None = None) -> SchNet:
+          on_validation: Callable[[dict[str, Any]], None] | None = None,
+          processes: Processes | None = None) -> SchNet:
     """Train a SchNet on snapshots and write the best model to ``out``.
 
     Args:
@@ -105,10 +108,14 @@ def train(snapshots: Snapshots, out: str | Path, temperature: float | None = Non
         temperature: T0 in K of the snapshots; None takes the one stored with them.
         settings: see :class:`Settings`.
         resume: go on from the state that a stopped run left; the result is that of an uninterrupted run, bit for
-            bit, unless max_seconds cuts it.  Ctrl-C finishes the step, keeps the state and raises KeyboardInterrupt.
+            bit, unless max_seconds cuts it.  Ctrl-C or SIGTERM finishes the step, keeps the state and raises
+            KeyboardInterrupt.
         progress: show a bar with loss and time left.
         figure: draw the loss at the end.
-        on_validation: called with each validation's record.
+        on_validation: called with each validation's record (on process 0).
+        processes: :func:`diffmd_fast.torchrun_processes`; every process calls with the same arguments, computes its
+            share of each batch on its device, and is given the model.  Batches and noise are those of one process, so
+            models agree to rounding; process 0 validates and writes.
 
     Returns:
         The best model (its moving average), as :func:`diffmd_fast.load_model` would read it.
@@ -116,45 +123,49 @@ def train(snapshots: Snapshots, out: str | Path, temperature: float | None = Non
     Raises:
         InputError: bad snapshots, settings or paths, before anything is written.
         NonFiniteError: the loss became NaN; the message names the step.
+        ProcessFailed: another process ended; ``resume`` goes on from the last validation.
     """
-    settings = settings or Settings()
+    settings, processes = settings or Settings(), processes or Processes()
+    require(settings.batch_size >= processes.size, "batch_size", f"a frame for each of the {processes.size} processes",
+            settings.batch_size)
     out = Path(out)
     temperature = _temperature(snapshots, temperature)
     _check_out(out)
+    processes.check_shared(out.parent, "out")
     state_path = training_state_path(out)
     train_frames, valid_frames = _split(snapshots, settings)
-    state = _start(train_frames, snapshots.molecule, temperature, settings)
+    state = _start(train_frames, snapshots.molecule, temperature, settings, processes.device)
     data = _fingerprint(snapshots, temperature)
     if resume:
         _load_state(state_path, state, settings, data)
         _check_resumed(out, state, settings)
     started = time.monotonic() - state.seconds
     # A step cut in half would leave parameters, their average and Adam's moments at different steps.
-    with _bar(settings, state, progress) as bar, Interrupt() as interrupt:
+    with _bar(settings, state, progress and processes.rank == 0) as bar, Interrupt() as interrupt:
         while not _finished(state, settings):
-            loss = _step(state, train_frames, settings)
+            loss = _step(state, train_frames, settings, processes)
             state.step += 1
-            state.seconds = time.monotonic() - started
+            state.seconds, stop = processes.agree(time.monotonic() - started, interrupt.asked)
             _show(bar, loss, state, settings)
             if state.step % settings.validate_every == 0 or _finished(state, settings):
-                record = _validate(state, train_frames, valid_frames, settings, loss)
-                if (total := _total(record, settings)) < state.best:
-                    state.best = total
-                    _save_best(out, state, train_frames, settings)
-                _save_state(state_path, state, settings, data)
-                if on_validation is not None:
-                    on_validation(record)
-            if interrupt.asked and not _finished(state, settings):
-                _save_state(state_path, state, settings, data)
+                record = processes.first(partial(_keep_best, out, state, train_frames, valid_frames, settings, loss))
+                if processes.rank == 0:
+                    _save_state(state_path, state, settings, data)
+                    if on_validation is not None:
+                        on_validation(record)
+            if stop and not _finished(state, settings):
+                if processes.rank == 0:
+                    _save_state(state_path, state, settings, data)
                 raise KeyboardInterrupt(f"stopped after step {state.step}; the state is in {state_path}")
     from ..models.checkpoint import load_model
 
-    if figure:
-        from .figure import loss_figure
-
-        loss_figure(state.history, out.with_suffix(".loss.png"))
     model = load_model(out)
-    state_path.unlink(missing_ok=True)
+    if processes.rank == 0:
+        if figure:
+            from .figure import loss_figure
+
+            loss_figure(state.history, out.with_suffix(".loss.png"))
+        state_path.unlink(missing_ok=True)
     return model
 
 
@@ -206,42 +217,56 @@ def _split(snapshots: Snapshots, settings: Settings) -> tuple[Tensor, Tensor]:
     return positions[order[n_valid:]], positions[order[:n_valid]]
 
 
-def _start(frames: Tensor, molecule: Molecule, temperature: float, settings: Settings) -> State:
+def _start(frames: Tensor, molecule: Molecule, temperature: float, settings: Settings,
+           device: torch.device) -> State:
     torch.manual_seed(settings.seed)
     model = prepare_model(frames, molecule, temperature, n_features=settings.n_features, n_blocks=settings.n_blocks,
                           cutoff=settings.cutoff, noise_levels=settings.noise_levels,
-                          torsion_fade=settings.torsion_fade)
+                          torsion_fade=settings.torsion_fade).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
     # Without torsions the energy is the same for the mirror image, and no bond turns: nothing to compare.
     moves = Moves(molecule) if settings.contrast and model.torsions else None
     return State(model, deepcopy(model), optimizer, moves, history=[])
 
 
-def _step(state: State, frames: Tensor, settings: Settings) -> float:
-    """One optimizer step.  Batch and noise are functions of (seed, step), so a resumed run draws the same."""
+def _step(state: State, frames: Tensor, settings: Settings, processes: Processes) -> float:
+    """One optimizer step.  Batch and noise are functions of (seed, step), so a resumed run draws the same, and each
+    process the same as all others; it computes its share."""
     generator = torch.Generator().manual_seed((settings.seed << 32) + state.step)
     index = torch.randint(len(frames), (settings.batch_size,), generator=generator)
     levels = draw_noise_levels(settings.batch_size, settings.noise_levels, generator)
     batch = frames[index]
-    noised, energy, losses = energy_and_loss(state.model, batch, draw_noise(batch.shape, generator), levels)
-    loss = losses.mean()
-    if state.moves is not None:
-        moved = state.moves(noised, generator)
-        loss = loss + settings.contrast * contrastive_loss(energy, state.model(moved, levels)).mean()
-    if not math.isfinite(value := loss.item()):
+    noise = draw_noise(batch.shape, generator)
+    moved = None if state.moves is None else state.moves(noised(batch, noise, levels), generator)
+    loss = _loss(state.model, batch, noise, levels, moved, settings, processes)
+    parameters = list(state.model.parameters())
+    state.optimizer.zero_grad(set_to_none=True)
+    # Only what the optimizer needs: without `inputs` the second derivative by the positions would be computed too.
+    loss.backward(inputs=parameters)
+    total = loss.detach().clone()
+    processes.sum([total, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
+    if not math.isfinite(value := total.item()):
         raise NonFiniteError(f"loss: {value} at training step {state.step}; lower learning_rate "
                              f"({settings.learning_rate:g})")
     for group in state.optimizer.param_groups:
         group["lr"] = settings.learning_rate * _schedule(state, settings)
-    state.optimizer.zero_grad(set_to_none=True)
-    # Only what the optimizer needs: without `inputs` the second derivative by the positions would be computed too.
-    loss.backward(inputs=list(state.model.parameters()))
-    torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     state.optimizer.step()
     decay = min(settings.ema_decay, (1 + state.step) / (10 + state.step))
     with torch.no_grad():
-        torch._foreach_lerp_(list(state.average.parameters()), list(state.model.parameters()), 1 - decay)
+        torch._foreach_lerp_(list(state.average.parameters()), parameters, 1 - decay)
     return value
+
+
+def _loss(model: SchNet, batch: Tensor, noise: Tensor, levels: Tensor, moved: Tensor | None, settings: Settings,
+          processes: Processes) -> Tensor:
+    """What this process's share of the batch [batch_size, atoms, 3] adds to the loss."""
+    share, device = processes.share(len(batch)), processes.device
+    levels = levels[share].to(device)
+    energy, losses = energy_and_loss(model, batch[share].to(device), noise[share].to(device), levels)
+    if moved is not None:
+        losses = losses + settings.contrast * contrastive_loss(energy, model(moved[share].to(device), levels))
+    return losses.sum() / len(batch)
 
 
 def _progress(state: State, settings: Settings) -> float:
@@ -259,9 +284,19 @@ def _schedule(state: State, settings: Settings) -> float:
     return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(_progress(state, settings), 1.0))))
 
 
+def _keep_best(out: Path, state: State, train_frames: Tensor, valid_frames: Tensor, settings: Settings,
+               loss: float) -> dict:
+    """Validate; the best model so far becomes the model file."""
+    record = _validate(state, train_frames, valid_frames, settings, loss)
+    if (total := _total(record, settings)) < state.best:
+        state.best = total
+        _save_best(out, state, train_frames, settings)
+    return record
+
+
 def _validate(state: State, train_frames: Tensor, valid_frames: Tensor, settings: Settings, loss: float) -> dict:
     """Held-out loss of the moving average at eight fixed noise levels, with the same noise each time."""
-    generator = torch.Generator().manual_seed(settings.seed + 1)
+    generator, device = torch.Generator().manual_seed(settings.seed + 1), next(state.average.parameters()).device
     some = valid_frames[torch.randperm(len(valid_frames), generator=generator)[:512]]
     low, high = (math.log(level) for level in settings.noise_levels)
     per_level, contrast = {}, []
@@ -269,11 +304,13 @@ def _validate(state: State, train_frames: Tensor, valid_frames: Tensor, settings
         values = []
         for x, noise in zip(some.split(256), draw_noise(some.shape, generator).split(256)):
             levels = x.new_full((len(x),), level)
-            noised, energy, losses = energy_and_loss(state.average, x, noise, levels, create_graph=False)
+            moved = None if state.moves is None else state.moves(noised(x, noise, levels), generator).to(device)
+            levels = levels.to(device)
+            energy, losses = energy_and_loss(state.average, x.to(device), noise.to(device), levels, create_graph=False)
             values.append(losses.detach())
-            if state.moves is not None:
+            if moved is not None:
                 with torch.no_grad():
-                    contrast.append(contrastive_loss(energy, state.average(state.moves(noised, generator), levels)))
+                    contrast.append(contrastive_loss(energy, state.average(moved, levels)))
         per_level[f"{level:.4g}"] = torch.cat(values).mean().item()
     record = {"step": state.step, "seconds": round(state.seconds, 1), "loss": loss,
               "held_out_loss": sum(per_level.values()) / len(per_level), "held_out_loss_per_noise_level": per_level}
