@@ -12,7 +12,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed (it exist
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1: kernels are not compiled", allow_module_level=True)
 
-from diffmd_fast.kernels.triton import em_step, neighbor_list, rows, spline_conv, torsions  # noqa: E402
+from diffmd_fast.kernels.triton import em_step, neighbor_cells, neighbor_list, rows, spline_conv, torsions  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
@@ -42,9 +42,15 @@ KERNELS["neighbor_list fill"] = (neighbor_list.fill_kernel, TILE | dict(ALL_PAIR
 KERNELS["neighbor_list edges"] = (neighbor_list.edges_kernel, dict(
     IN_BOX=True, BOX_PER_REPLICA=True, REVERSE=True, VECTORS=True, DISTANCES=True, EDGES=neighbor_list.EDGES),
     neighbor_list.LAUNCH | {"num_warps": 1}, 96)
+CELLS = dict(IN_BOX=True, BOX_PER_REPLICA=True, ROWS=neighbor_cells.ROWS, COLUMNS=neighbor_cells.COLUMNS)
+for step, flags in (("count", dict(FILL=False, row_ptr=None, unordered=None)), ("fill", dict(FILL=True, counts=None))):
+    KERNELS[f"neighbor_cells {step}"] = (neighbor_cells.rows_kernel, CELLS | flags, neighbor_cells.LAUNCH, 128)
+KERNELS["neighbor_cells order"] = (neighbor_cells.order_kernel, dict(IN_BOX=True, EDGES=neighbor_cells.EDGES),
+                                   neighbor_cells.LAUNCH | {"num_warps": 1}, 128)
 
-INTEGERS_64 = {"quadruples", "row_ptr", "incidence", "found", "order", "interval_ptr", "counts", "reverse"}
-INTEGERS_32 = {"col", "rows", "intervals", "wraps", "shift"}
+INTEGERS_64 = {"quadruples", "row_ptr", "incidence", "found", "order", "interval_ptr", "counts", "reverse",
+               "grid", "per_replica"}
+INTEGERS_32 = {"col", "rows", "intervals", "wraps", "shift", "node", "first", "unordered"}
 SCALARS_64 = {"cutoff", "per_spacing", "reach"}  # the bits of float64 numbers
 SCALARS_32 = ("n_", "first_replica", "seed_", "step_")
 FLOATS_64 = {"diffusion_time", "variance", "box", "points"}
@@ -127,6 +133,10 @@ def variants():
                 tile["wraps"] = None
             yield (f"neighbor_list {name} {columns} {in_box} {all_pairs}", kernel,
                    constants | {k: v for k, v in tile.items() if k in kernel.arg_names}, launch, True)
+    for name in ("count", "fill", "order"):
+        kernel, constants, launch, _ = KERNELS[f"neighbor_cells {name}"]
+        missing = {k: None for k in ("wraps",) if k in kernel.arg_names}
+        yield f"neighbor_cells {name}, open", kernel, constants | missing | {"IN_BOX": False}, launch, True
 
 
 @pytest.mark.slow
