@@ -12,7 +12,15 @@ triton = pytest.importorskip("triton", reason="Triton is not installed (it exist
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1: kernels are not compiled", allow_module_level=True)
 
-from diffmd_fast.kernels.triton import em_step, neighbor_cells, neighbor_list, rows, spline_conv, torsions  # noqa: E402
+from diffmd_fast.kernels.triton import (  # noqa: E402
+    em_step,
+    neighbor_cells,
+    neighbor_list,
+    rows,
+    spline_conv,
+    torsions,
+    verlet_list,
+)
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
@@ -47,13 +55,18 @@ for step, flags in (("count", dict(FILL=False, row_ptr=None, unordered=None)), (
     KERNELS[f"neighbor_cells {step}"] = (neighbor_cells.rows_kernel, CELLS | flags, neighbor_cells.LAUNCH, 128)
 KERNELS["neighbor_cells order"] = (neighbor_cells.order_kernel, dict(IN_BOX=True, EDGES=neighbor_cells.EDGES),
                                    neighbor_cells.LAUNCH | {"num_warps": 1}, 128)
+KERNELS["verlet_list moves"] = (verlet_list.moves_kernel, dict(MOVED_BOX=True, PIECE=verlet_list.PIECE,
+                                                               ATOMS=verlet_list.ATOMS), verlet_list.LAUNCH, 128)
+KERNELS["verlet_list splice"] = (verlet_list.splice_kernel, dict(IN_BOX=True, EDGES=verlet_list.EDGES),
+                                 verlet_list.LAUNCH | {"num_warps": 1}, 64)
 
 INTEGERS_64 = {"quadruples", "row_ptr", "incidence", "found", "order", "interval_ptr", "counts", "reverse",
-               "grid", "per_replica"}
-INTEGERS_32 = {"col", "rows", "intervals", "wraps", "shift", "node", "first", "unordered"}
+               "grid", "per_replica", "source", "kept_ptr", "fresh_ptr", "kept_reverse", "fresh_reverse"}
+INTEGERS_32 = {"col", "rows", "intervals", "wraps", "shift", "node", "first", "unordered", "kept_col",
+               "kept_shift", "fresh_col", "fresh_shift"}
 SCALARS_64 = {"cutoff", "per_spacing", "reach"}  # the bits of float64 numbers
 SCALARS_32 = ("n_", "first_replica", "seed_", "step_")
-FLOATS_64 = {"diffusion_time", "variance", "box", "points"}
+FLOATS_64 = {"diffusion_time", "variance", "box", "points", "transform", "moves"}
 
 
 def type_of(argument: str, element: str) -> str:

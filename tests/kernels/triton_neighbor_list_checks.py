@@ -183,14 +183,3 @@ def test_positions_that_cannot_be_listed_are_named(rng, value):
     if not math.isfinite(value):
         with pytest.raises(InputError, match="positions: expected finite values, got .* at replica 1, atom 3"):
             on_triton(ops.neighbor_list, positions, None)
-
-
-def test_verlet_list_rests_on_it(rng):
-    positions = fluid(rng, 2, 9).to(DEVICE)
-    lists = ops.VerletList(1.0, 0.2)
-    for moved in (positions, positions + 0.01, 1.2 * positions):
-        got = on_triton(lists.update, moved, return_distances=True)
-        want = reference.neighbor_list(moved, 1.0, return_distances=True)
-        near = got.distances < 1.0
-        assert torch.equal(got.col[near], want.col) and torch.equal(got.rows()[near], want.rows())
-    assert 2 < lists.n_builds <= 4
