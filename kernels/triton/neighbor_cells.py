@@ -16,6 +16,7 @@ import triton.language as tl
 
 from .arithmetic import bits_of, float_of, load_vector
 from .neighbor_metric import load_box, nearest_image, squared_distance, store_shift, upright
+from .tuning import tuned
 
 # Atoms of a cell, and candidates, of one tile, four pairs a thread. With 60 neighbors an atom, a cell as wide as the
 # reach holds 14 atoms, and the cells around it 387.
@@ -87,8 +88,9 @@ def rows_kernel(points, node, box, first, grid, per_replica, counts, row_ptr, un
                 of_cell = (number[:, None] >= before[None, :]) & (number[:, None] < last[None, :])
                 other = tl.sum(tl.where(of_cell, number[:, None] + (low - before)[None, :], 0), 1).to(tl.int64)
                 theirs = load_vector(points, other[None, :], there[None, :])
+                squared, _ = squared_distance(mine, theirs, a, b, c, IN_BOX)
                 near = inside[:, None] & there[None, :] & (place[:, None] != other[None, :])
-                near = near & (squared_distance(mine, theirs, a, b, c, IN_BOX) < float_of(reach, tl.float64))
+                near = near & (squared < float_of(reach, tl.float64))
                 found = near.to(tl.int32)
                 if FILL:
                     j = tl.load(node + other, mask=there, other=0)
@@ -166,20 +168,22 @@ class Cells:
         cell, order = cell.flatten().int().sort(stable=True)
         first = torch.searchsorted(cell, torch.arange(n_nodes + 1, dtype=torch.int32, device=device), out_int32=True)
         self.arguments = (points.reshape(-1, 3)[order], order.int(), box, first, grid, per_replica * ~bad.any())
-        self.points, self.box, self.n_nodes = points, box, n_nodes
-        self.rest = (n_replicas, bits_of(reach * reach))
-        self.launch = dict(IN_BOX=inverse is not None, BOX_PER_REPLICA=box.shape[0] > 1, ROWS=ROWS, COLUMNS=COLUMNS,
-                           **LAUNCH)
-        # As many as there are full cells in a dense system; each takes several cells where most are empty.
-        self.programs = triton.cdiv(n_nodes, ROWS)
+        self.points, self.n_nodes = points, n_nodes
+        self.rest = (n_replicas, bits_of(reach * reach), inverse is not None, box.shape[0] > 1)
+
+    def launch(self, counts, row_ptr, unordered, fill: bool) -> None:
+        own = {"ROWS": ROWS, "COLUMNS": COLUMNS, **LAUNCH, **tuned("neighbor_cells", "", self.points.device)}
+        # As many programs as there are full cells in a dense system; each takes several cells where most are empty.
+        rows_kernel[triton.cdiv(self.n_nodes, ROWS),](*self.arguments, counts, row_ptr, unordered, *self.rest, fill,
+                                                      **own)
 
     def count(self) -> torch.Tensor:
         counts = torch.zeros(self.n_nodes, dtype=torch.int64, device=self.points.device)
-        rows_kernel[self.programs,](*self.arguments, counts, None, None, *self.rest, FILL=False, **self.launch)
+        self.launch(counts, None, None, False)
         return counts
 
     def fill(self, wraps: torch.Tensor | None, row_ptr: torch.Tensor, col: torch.Tensor, shift: torch.Tensor) -> None:
         unordered = torch.empty_like(col)
-        rows_kernel[self.programs,](*self.arguments, None, row_ptr, unordered, *self.rest, FILL=True, **self.launch)
+        self.launch(None, row_ptr, unordered, True)
         order_kernel[self.n_nodes,](self.points, wraps, row_ptr, unordered, col, shift, IN_BOX=wraps is not None,
                                     EDGES=EDGES, **LAUNCH | {"num_warps": 1})

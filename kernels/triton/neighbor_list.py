@@ -14,7 +14,8 @@ import triton.language as tl
 from ...reference.neighbor_list import fractions
 from .arithmetic import bits_of, exact_sqrt, float_of, load_vector, subtract
 from .neighbor_cells import Cells
-from .neighbor_metric import FARTHEST, load_box, nearest_image, squared_distance, store_shift, upright
+from .neighbor_metric import FARTHEST, load_box, squared_distance, store_shift, upright
+from .tuning import tuned
 
 # Pairs of one tile, four a thread; with eight the fill took all 255 registers. Up to 64 atoms a row is seen at once.
 PAIRS, MAX_COLUMNS = 512, 64
@@ -26,20 +27,28 @@ LAUNCH = {"num_warps": 4, "enable_fp_fusion": False}
 @triton.jit
 def near_pairs(points, box, row, column, n_nodes, n_atoms, reach, IN_BOX: tl.constexpr, BOX_PER_REPLICA: tl.constexpr,
                ALL_PAIRS: tl.constexpr):
-    """(near, other, mine, theirs) of rows of nodes and columns of atoms of each row's replica; the last two are points:
-    fractions in a box."""
+    """(near, other, image) of rows of nodes and columns of atoms of each row's replica; ``points`` are fractions in a
+    box."""
     inside = row < n_nodes
     replica = (row // n_atoms).to(tl.int64)
     other = replica[:, None] * n_atoms + column[None, :]
-    both = inside[:, None] & (column < n_atoms)[None, :]
-    near = both & (other != row[:, None])
-    mine = upright(load_vector(points, row.to(tl.int64), inside))
-    theirs = load_vector(points, other, both)
+    both = inside[:, None] & (column < n_atoms)[None, :] & (other != row[:, None])
+    near, image = near_nodes(points, box, row, other, both, n_nodes, n_atoms, reach, IN_BOX, BOX_PER_REPLICA, ALL_PAIRS)
+    return near, other, image
+
+
+@triton.jit
+def near_nodes(points, box, row, other, both, n_nodes, n_atoms, reach, IN_BOX: tl.constexpr,
+               BOX_PER_REPLICA: tl.constexpr, ALL_PAIRS: tl.constexpr):
+    """(near, image) of rows [rows] and nodes ``other`` [rows, columns] where ``both`` says that there are two."""
+    inside = row < n_nodes
+    a, b, c = load_box(box, (row // n_atoms).to(tl.int64) * BOX_PER_REPLICA, inside & IN_BOX)
+    squared, image = squared_distance(upright(load_vector(points, row.to(tl.int64), inside)),
+                                      load_vector(points, other, both), upright(a), upright(b), upright(c), IN_BOX)
+    near = both
     if not ALL_PAIRS:
-        a, b, c = load_box(box, replica * BOX_PER_REPLICA, inside & IN_BOX)
-        squared = squared_distance(mine, theirs, upright(a), upright(b), upright(c), IN_BOX)
         near = near & (squared < float_of(reach, tl.float64))
-    return near, other, mine, theirs
+    return near, image
 
 
 @triton.jit(do_not_specialize=["reach"])
@@ -49,8 +58,8 @@ def count_kernel(points, box, counts, n_nodes, n_atoms, reach, IN_BOX: tl.conste
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     count = tl.zeros([ROWS], tl.int64)
     for first in range(0, n_atoms, COLUMNS):
-        near, _, _, _ = near_pairs(points, box, row, first + tl.arange(0, COLUMNS), n_nodes, n_atoms, reach, IN_BOX,
-                                   BOX_PER_REPLICA, False)
+        near, _, _ = near_pairs(points, box, row, first + tl.arange(0, COLUMNS), n_nodes, n_atoms, reach, IN_BOX,
+                                BOX_PER_REPLICA, False)
         count += tl.sum(near.to(tl.int32), 1)
     tl.store(counts + row, count, mask=row < n_nodes)
 
@@ -63,13 +72,12 @@ def fill_kernel(points, box, wraps, row_ptr, col, shift, n_nodes, n_atoms, reach
     inside = row < n_nodes
     place = tl.load(row_ptr + row, mask=inside, other=0)
     for first in range(0, n_atoms, COLUMNS):
-        near, other, mine, theirs = near_pairs(points, box, row, first + tl.arange(0, COLUMNS), n_nodes, n_atoms, reach,
-                                               IN_BOX, BOX_PER_REPLICA, ALL_PAIRS)
+        near, other, image = near_pairs(points, box, row, first + tl.arange(0, COLUMNS), n_nodes, n_atoms, reach,
+                                        IN_BOX, BOX_PER_REPLICA, ALL_PAIRS)
         listed = near.to(tl.int32)
         edge = place[:, None] + tl.cumsum(listed, 1) - 1
         tl.store(col + edge, other.to(tl.int32), mask=near)
-        if IN_BOX:
-            _, image = nearest_image(mine, theirs)
+        if IN_BOX:  # wraps that are loaded once for all columns take 40 registers more
             store_shift(shift, edge, upright(load_vector(wraps, row, inside)), load_vector(wraps, other, near), image,
                         near)
         place += tl.sum(listed, 1)
@@ -157,23 +165,27 @@ class Pairs:
     def __init__(self, points: torch.Tensor, box: torch.Tensor, inverse: torch.Tensor | None, reach: float):
         """``points``: [replicas, atoms, 3], nm, or with a box wrapped fractions."""
         n_replicas, n_atoms, _ = points.shape
-        columns = min(MAX_COLUMNS, max(16, triton.next_power_of_2(n_atoms)))
-        self.points, self.box, self.all_pairs = points, box, reach == float("inf")
+        self.points, self.box, self.in_box, self.all_pairs = points, box, inverse is not None, reach == float("inf")
         self.sizes = (n_replicas * n_atoms, n_atoms, bits_of(reach * reach))
-        self.launch = dict(ROWS=PAIRS // columns, COLUMNS=columns, IN_BOX=inverse is not None,
-                           BOX_PER_REPLICA=box.shape[0] > 1, **LAUNCH)
-        self.programs = triton.cdiv(n_replicas * n_atoms, PAIRS // columns)
+
+    def launch(self, kernel, *arguments, **constants) -> None:
+        n_nodes, n_atoms, _ = self.sizes
+        columns = min(MAX_COLUMNS, max(16, triton.next_power_of_2(n_atoms)))
+        own = {"PAIRS": PAIRS, **LAUNCH, **tuned("neighbor_pairs", f"{columns} columns", self.points.device)}
+        rows = own.pop("PAIRS") // columns
+        kernel[triton.cdiv(n_nodes, rows),](
+            self.points, self.box, *arguments, *self.sizes, IN_BOX=self.in_box, BOX_PER_REPLICA=self.box.shape[0] > 1,
+            ROWS=rows, COLUMNS=columns, **constants, **own)
 
     def count(self) -> torch.Tensor:
         n_nodes, n_atoms, _ = self.sizes
         counts = torch.full((n_nodes,), n_atoms - 1, device=self.points.device)
         if not self.all_pairs:
-            count_kernel[self.programs,](self.points, self.box, counts, *self.sizes, **self.launch)
+            self.launch(count_kernel, counts)
         return counts
 
     def fill(self, wraps: torch.Tensor | None, row_ptr: torch.Tensor, col: torch.Tensor, shift: torch.Tensor) -> None:
-        fill_kernel[self.programs,](self.points, self.box, wraps, row_ptr, col, shift, *self.sizes,
-                                    ALL_PAIRS=self.all_pairs, **self.launch)
+        self.launch(fill_kernel, wraps, row_ptr, col, shift, ALL_PAIRS=self.all_pairs)
 
 
 def edges(positions, box, row_ptr, col, shift, *, reverse=False, vectors=False, distances=False) -> tuple:

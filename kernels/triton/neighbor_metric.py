@@ -40,16 +40,13 @@ def nearest_image(mine, theirs):
 
 @triton.jit
 def squared_distance(mine, theirs, a, b, c, IN_BOX: tl.constexpr):
-    """In nm^2: of points in nm, or where IN_BOX of the nearest images of fractions of the box a, b, c."""
+    """(squared distance in nm^2, image): of points in nm, or with a box a, b, c of the nearest images of fractions."""
+    d, image = nearest_image(mine, theirs)
     if IN_BOX:
-        d, image = nearest_image(mine, theirs)
         f = subtract(d, image)
-        x = (f[0] * a[0] + f[1] * b[0]) + f[2] * c[0]
-        y = (f[0] * a[1] + f[1] * b[1]) + f[2] * c[1]
-        z = (f[0] * a[2] + f[1] * b[2]) + f[2] * c[2]
-    else:
-        x, y, z = subtract(widened(theirs), widened(mine))
-    return (x * x + y * y) + z * z
+        d = ((f[0] * a[0] + f[1] * b[0]) + f[2] * c[0], (f[0] * a[1] + f[1] * b[1]) + f[2] * c[1],
+             (f[0] * a[2] + f[1] * b[2]) + f[2] * c[2])
+    return (d[0] * d[0] + d[1] * d[1]) + d[2] * d[2], image
 
 
 @triton.jit

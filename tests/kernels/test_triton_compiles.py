@@ -19,6 +19,7 @@ from diffmd_fast.kernels.triton import (  # noqa: E402
     rows,
     spline_conv,
     torsions,
+    tuning,
     verlet_list,
 )
 from triton.backends.compiler import GPUTarget  # noqa: E402
@@ -150,6 +151,26 @@ def variants():
         kernel, constants, launch, _ = KERNELS[f"neighbor_cells {name}"]
         missing = {k: None for k in ("wraps",) if k in kernel.arg_names}
         yield f"neighbor_cells {name}, open", kernel, constants | missing | {"IN_BOX": False}, launch, True
+    yield from candidates()
+
+
+def candidates():
+    """The launch options that tuning tries, on the kernels of 128 features or 64 atoms."""
+    names = {"em_step": ["em_step"], "torsions": ["torsions, slope=False", "torsions, slope=True"],
+             "torsions_gradient": ["torsions gradient, slope=False", "torsions gradient, slope=True"],
+             "neighbor_pairs": ["neighbor_list count", "neighbor_list fill"],
+             "neighbor_cells": ["neighbor_cells count", "neighbor_cells fill"]}
+    for tuned, tries in tuning.CANDIDATES.items():
+        for name in names.get(tuned, [tuned.replace("conv_", "conv ")]):
+            kernel, constants, launch, _ = KERNELS[name]
+            for options in tries:
+                own = dict(options)
+                if "NUMBERS" in own:
+                    own |= constants(4) | spline_conv.tile_of(128, 4, own.pop("NUMBERS"))
+                else:
+                    own = constants | ({"ROWS": own.pop("PAIRS") // 64} if "PAIRS" in own else {}) | own
+                warps = own.pop("num_warps")
+                yield f"{name} {options}", kernel, own, launch | {"num_warps": warps}, True
 
 
 @pytest.mark.slow
@@ -158,7 +179,7 @@ def test_every_variant_compiles_and_hardly_spills(capability, fresh_compiler, ca
     seen = set()
     for name, kernel, constants, launch, aligned in variants():
         element = "fp64" if " 8 " in name else "fp32"
-        key = (kernel.__name__, element, aligned, *sorted((k, str(v)) for k, v in constants.items()))
+        key = (kernel.__name__, element, aligned, *sorted((k, str(v)) for k, v in (constants | launch).items()))
         if key in seen:
             continue
         seen.add(key)
