@@ -54,7 +54,7 @@ def test_defaults_are_among_the_candidates():
 
 def test_options_reach_whole_operators(rng):
     """Rows that are filled, too."""
-    x = torch.rand(2, 21, 3, generator=rng, dtype=torch.float64).to(DEVICE)
+    x = torch.rand(1, 14, 3, generator=rng, dtype=torch.float64).to(DEVICE)
     for kernel, method in (("neighbor_pairs", "brute_force"), ("neighbor_cells", "cell_list")):
         lists = []
         for options in ({}, tuning.CANDIDATES[kernel][0]):
@@ -96,3 +96,9 @@ def test_shipped_tables_can_be_read():
     for path in sorted(tuning.FOLDER.glob("*.json")):
         card = json.loads(path.read_text())["card"]
         assert tuning.path_of(card).name == path.name and tuning.read_table(path) is not None
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="it would measure for minutes, and write a table")
+def test_the_command_says_why_it_cannot_measure(capsys):
+    assert tuning.main() == 2
+    assert capsys.readouterr().err == "tuning needs a GPU to measure on: TRITON_INTERPRET=1 is set\n"
