@@ -77,7 +77,7 @@ def fill_kernel(points, box, wraps, row_ptr, col, shift, n_nodes, n_atoms, reach
         listed = near.to(tl.int32)
         edge = place[:, None] + tl.cumsum(listed, 1) - 1
         tl.store(col + edge, other.to(tl.int32), mask=near)
-        if IN_BOX:  # wraps that are loaded once for all columns take 40 registers more
+        if IN_BOX:  # wraps kept from before the loop take 40 registers more on sm_90
             store_shift(shift, edge, upright(load_vector(wraps, row, inside)), load_vector(wraps, other, near), image,
                         near)
         place += tl.sum(listed, 1)
