@@ -6,6 +6,7 @@ import triton.language as tl
 
 from .arithmetic import exact_sqrt
 from .philox import counter_arguments, philox_normals, signed32
+from .tuning import tuned
 
 BLOCK = 256  # sites (a site is an atom of a replica) of one program
 # No fused multiply-adds: every result is then the one that the interpreter and csrc/em_step.cpp give, bit for bit, so
@@ -76,11 +77,12 @@ def em_step(positions: torch.Tensor, score: torch.Tensor, diffusion_time: torch.
     n_sites = n_replicas * n_atoms
     if n_sites == 0:
         return moved, noise
+    launch = {"BLOCK": BLOCK, **LAUNCH, **tuned("em_step", str(positions.dtype), positions.device)}
     if wide is None:
-        wide = n_sites + BLOCK >= 2**31
+        wide = n_sites + launch["BLOCK"] >= 2**31
     with torch.cuda.device_of(positions):  # Triton launches on the current device
-        em_step_kernel[triton.cdiv(n_sites, BLOCK),](
+        em_step_kernel[triton.cdiv(n_sites, launch["BLOCK"]),](
             positions, score, diffusion_time, variance, moved, noise, n_sites, n_atoms, signed32(first_replica),
             *counter_arguments(seed, number, domain), clock, DIFFUSION_PER_ATOM=diffusion_time.numel() > 1,
-            VARIANCE_PER_REPLICA=variance.numel() > 1, WITH_NOISE=with_noise, WIDE=wide, BLOCK=BLOCK, **LAUNCH)
+            VARIANCE_PER_REPLICA=variance.numel() > 1, WITH_NOISE=with_noise, WIDE=wide, **launch)
     return moved, noise

@@ -1,9 +1,10 @@
-"""Neighbor lists on a GPU by looking at every pair of a replica: for molecules, and systems of a few thousand atoms.
+"""Neighbor lists on a GPU.  Here: every pair of a replica, for molecules and systems of a few thousand atoms, and what
+the passes have in common; neighbor_cells.py: linked cells.
 
-The same list as csrc/neighbor_pairs.cpp and the reference, to the last entry: whether a pair is near is decided in
-float64 by the one expression of csrc/neighbor_metric.hpp, without fused multiply-adds.  Two passes over the pairs,
-count and fill; a third over the edges finds each edge's twin by bisection and gives vectors and distances.  A row is
-written by one program and in order, so there are no atomics and nothing is sorted.
+The same list as csrc/neighbor_*.cpp and the reference, to the last entry: whether a pair is near is decided in
+float64 by the one expression of neighbor_metric.py.  Two passes over the pairs, count and fill; a third over the edges
+finds each edge's twin by bisection and gives vectors and distances.  A row is written by one program, and here in
+order, so there are no atomics and nothing is sorted.
 """
 
 import torch
@@ -12,38 +13,28 @@ import triton.language as tl
 
 from ...reference.neighbor_list import fractions
 from .arithmetic import bits_of, exact_sqrt, float_of, load_vector, subtract
+from .neighbor_cells import Cells
+from .neighbor_metric import FARTHEST, load_box, squared_distance, store_shift, upright
+from .tuning import tuned
 
 # Pairs of one tile, four a thread; with eight the fill took all 255 registers. Up to 64 atoms a row is seen at once.
 PAIRS, MAX_COLUMNS = 512, 64
 EDGES = 32  # one warp a row in the pass over the edges: an atom has 20 to 60 neighbors
 # No fused multiply-adds: a pair and its mirror, and every machine, must decide alike.
 LAUNCH = {"num_warps": 4, "enable_fp_fusion": False}
-FARTHEST = 2.0**29  # box vectors; as kFarthest of csrc/neighbor_metric.hpp
-NEAREST_MAGIC = tl.constexpr(6755399441055744.0)  # 1.5 * 2^52: adding and taking it off rounds to the nearest integer
-
-
-@triton.jit
-def load_box(box, replica, inside):
-    """The three vectors of each lane's box."""
-    return (load_vector(box, 3 * replica, inside), load_vector(box, 3 * replica + 1, inside),
-            load_vector(box, 3 * replica + 2, inside))
-
-
-@triton.jit
-def in_box(f, a, b, c, k: tl.constexpr):
-    return (f[0] * a[k][:, None] + f[1] * b[k][:, None]) + f[2] * c[k][:, None]
 
 
 @triton.jit
 def near_pairs(points, box, row, column, n_nodes, n_atoms, reach, IN_BOX: tl.constexpr, BOX_PER_REPLICA: tl.constexpr,
                ALL_PAIRS: tl.constexpr):
-    """(near, image) of rows of nodes and columns of atoms of each row's replica; ``points`` are fractions in a box."""
+    """(near, other, image) of rows of nodes and columns of atoms of each row's replica; ``points`` are fractions in a
+    box."""
     inside = row < n_nodes
     replica = (row // n_atoms).to(tl.int64)
     other = replica[:, None] * n_atoms + column[None, :]
-    both = inside[:, None] & (column < n_atoms)[None, :]
+    both = inside[:, None] & (column < n_atoms)[None, :] & (other != row[:, None])
     near, image = near_nodes(points, box, row, other, both, n_nodes, n_atoms, reach, IN_BOX, BOX_PER_REPLICA, ALL_PAIRS)
-    return near & (other != row[:, None]), other, image
+    return near, other, image
 
 
 @triton.jit
@@ -51,23 +42,12 @@ def near_nodes(points, box, row, other, both, n_nodes, n_atoms, reach, IN_BOX: t
                BOX_PER_REPLICA: tl.constexpr, ALL_PAIRS: tl.constexpr):
     """(near, image) of rows [rows] and nodes ``other`` [rows, columns] where ``both`` says that there are two."""
     inside = row < n_nodes
+    a, b, c = load_box(box, (row // n_atoms).to(tl.int64) * BOX_PER_REPLICA, inside & IN_BOX)
+    squared, image = squared_distance(upright(load_vector(points, row.to(tl.int64), inside)),
+                                      load_vector(points, other, both), upright(a), upright(b), upright(c), IN_BOX)
     near = both
-    mine = load_vector(points, row.to(tl.int64), inside)
-    theirs = load_vector(points, other, both)
-    d0 = theirs[0].to(tl.float64) - mine[0].to(tl.float64)[:, None]
-    d1 = theirs[1].to(tl.float64) - mine[1].to(tl.float64)[:, None]
-    d2 = theirs[2].to(tl.float64) - mine[2].to(tl.float64)[:, None]
-    image = (d0, d1, d2)
-    if IN_BOX:
-        image = ((d0 + NEAREST_MAGIC) - NEAREST_MAGIC, (d1 + NEAREST_MAGIC) - NEAREST_MAGIC,
-                 (d2 + NEAREST_MAGIC) - NEAREST_MAGIC)
-        f = subtract((d0, d1, d2), image)
-        a, b, c = load_box(box, (row // n_atoms).to(tl.int64) * BOX_PER_REPLICA, inside)
-        d0 = in_box(f, a, b, c, 0)
-        d1 = in_box(f, a, b, c, 1)
-        d2 = in_box(f, a, b, c, 2)
     if not ALL_PAIRS:
-        near = near & ((d0 * d0 + d1 * d1) + d2 * d2 < float_of(reach, tl.float64))
+        near = near & (squared < float_of(reach, tl.float64))
     return near, image
 
 
@@ -91,19 +71,15 @@ def fill_kernel(points, box, wraps, row_ptr, col, shift, n_nodes, n_atoms, reach
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < n_nodes
     place = tl.load(row_ptr + row, mask=inside, other=0)
-    if IN_BOX:
-        mine = load_vector(wraps, row, inside)
     for first in range(0, n_atoms, COLUMNS):
         near, other, image = near_pairs(points, box, row, first + tl.arange(0, COLUMNS), n_nodes, n_atoms, reach,
                                         IN_BOX, BOX_PER_REPLICA, ALL_PAIRS)
         listed = near.to(tl.int32)
         edge = place[:, None] + tl.cumsum(listed, 1) - 1
         tl.store(col + edge, other.to(tl.int32), mask=near)
-        if IN_BOX:
-            theirs = load_vector(wraps, other, near)
-            for k in tl.static_range(3):
-                whole = mine[k][:, None] - theirs[k] - image[k].to(tl.int32)
-                tl.store(shift + 3 * edge + k, whole, mask=near)
+        if IN_BOX:  # wraps kept from before the loop take 40 registers more on sm_90
+            store_shift(shift, edge, upright(load_vector(wraps, row, inside)), load_vector(wraps, other, near), image,
+                        near)
         place += tl.sum(listed, 1)
 
 
@@ -152,39 +128,64 @@ def moved(there, here, s, box, DTYPE: tl.constexpr):
     return ((there.to(tl.float64) - here.to(tl.float64)) + offset).to(DTYPE)
 
 
-def search(positions: torch.Tensor, box: torch.Tensor, inverse: torch.Tensor | None, reach: float) -> tuple:
+def search(positions: torch.Tensor, box: torch.Tensor, inverse: torch.Tensor | None, reach: float,
+           cells: bool) -> tuple:
     """(row_ptr, col, shift, first bad node or -1); the list is void where a node is bad.
 
     Arguments are checked by ops/neighbor_list.py.  Waits for the GPU once, as the number of edges must be known.
     """
     n_replicas, n_atoms, _ = positions.shape
-    n_nodes, all_pairs, device = n_replicas * n_atoms, reach == float("inf"), positions.device
-    points, wraps = positions, None
+    device, points, wraps = positions.device, positions, None
     bad = ~torch.isfinite(positions).all(2)
     if inverse is not None:
         points = fractions(positions.double(), inverse)
         whole = torch.floor(points)
         bad |= ~((whole > -FARTHEST) & (whole < FARTHEST)).all(2)
         points, wraps = (points - whole).contiguous(), whole.to(torch.int32).contiguous()
-    columns = min(MAX_COLUMNS, max(16, triton.next_power_of_2(n_atoms)))
-    tile = {"ROWS": PAIRS // columns, "COLUMNS": columns, "IN_BOX": inverse is not None,
-            "BOX_PER_REPLICA": box.shape[0] > 1, **LAUNCH}
-    programs, squared = triton.cdiv(n_nodes, tile["ROWS"]), bits_of(reach * reach)
     with torch.cuda.device_of(positions):  # Triton launches on the current device
-        if all_pairs:
-            row_ptr = torch.arange(n_nodes + 1, device=device) * (n_atoms - 1)
+        if cells and reach < float("inf"):
+            rows = Cells(points, bad, box, inverse, reach)
         else:
-            row_ptr = torch.zeros(n_nodes + 1, dtype=torch.int64, device=device)
-            counts = torch.empty(n_nodes, dtype=torch.int64, device=device)
-            count_kernel[programs,](points, box, counts, n_nodes, n_atoms, squared, **tile)
-            torch.cumsum(counts, 0, out=row_ptr[1:])
+            rows = Pairs(points, box, inverse, reach)
+        row_ptr = torch.zeros(n_replicas * n_atoms + 1, dtype=torch.int64, device=device)
+        torch.cumsum(rows.count(), 0, out=row_ptr[1:])
         n_edges, any_bad, first = torch.stack([row_ptr[-1], bad.any().long(), bad.flatten().long().argmax()]).tolist()
+        if any_bad:
+            return row_ptr, None, None, first
         col = torch.empty(n_edges, dtype=torch.int32, device=device)
         shift = torch.empty((n_edges if wraps is not None else 0, 3), dtype=torch.int32, device=device)
-        if n_edges and not any_bad:
-            fill_kernel[programs,](points, box, wraps, row_ptr, col, shift, n_nodes, n_atoms, squared,
-                                   ALL_PAIRS=all_pairs, **tile)
-    return row_ptr, col, shift, first if any_bad else -1
+        if n_edges:
+            rows.fill(wraps, row_ptr, col, shift)
+    return row_ptr, col, shift, -1
+
+
+class Pairs:
+    """Every pair of a replica: counts and fills the rows of their list."""
+
+    def __init__(self, points: torch.Tensor, box: torch.Tensor, inverse: torch.Tensor | None, reach: float):
+        """``points``: [replicas, atoms, 3], nm, or with a box wrapped fractions."""
+        n_replicas, n_atoms, _ = points.shape
+        self.points, self.box, self.in_box, self.all_pairs = points, box, inverse is not None, reach == float("inf")
+        self.sizes = (n_replicas * n_atoms, n_atoms, bits_of(reach * reach))
+
+    def launch(self, kernel, *arguments, **constants) -> None:
+        n_nodes, n_atoms, _ = self.sizes
+        columns = min(MAX_COLUMNS, max(16, triton.next_power_of_2(n_atoms)))
+        own = {"PAIRS": PAIRS, **LAUNCH, **tuned("neighbor_pairs", f"{columns} columns", self.points.device)}
+        rows = own.pop("PAIRS") // columns
+        kernel[triton.cdiv(n_nodes, rows),](
+            self.points, self.box, *arguments, *self.sizes, IN_BOX=self.in_box, BOX_PER_REPLICA=self.box.shape[0] > 1,
+            ROWS=rows, COLUMNS=columns, **constants, **own)
+
+    def count(self) -> torch.Tensor:
+        n_nodes, n_atoms, _ = self.sizes
+        counts = torch.full((n_nodes,), n_atoms - 1, device=self.points.device)
+        if not self.all_pairs:
+            self.launch(count_kernel, counts)
+        return counts
+
+    def fill(self, wraps: torch.Tensor | None, row_ptr: torch.Tensor, col: torch.Tensor, shift: torch.Tensor) -> None:
+        self.launch(fill_kernel, wraps, row_ptr, col, shift, ALL_PAIRS=self.all_pairs)
 
 
 def edges(positions, box, row_ptr, col, shift, *, reverse=False, vectors=False, distances=False) -> tuple:

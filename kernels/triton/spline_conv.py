@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from .arithmetic import add, bits_of, divide, exact_sqrt, float_of, load_vector, subtract
+from .tuning import tuned
 
 # No fused multiply-adds: an edge and its twin, and the interpreter and a GPU, then see the same distance and interval.
 # They would not pay here: for each feature of an edge five numbers come from L1 (one feature, four coefficients), 32
@@ -332,17 +333,25 @@ def graph_of(features, positions, coefficients, offsets, cutoff: float) -> dict:
     """What every kernel is told of the sizes; arguments are checked by ops/spline_conv.py."""
     n_knots = coefficients.shape[0]
     return {"n_features": features.shape[1], "n_knots": n_knots, "cutoff": bits_of(cutoff),
-            "per_spacing": bits_of((n_knots - 3) / cutoff), "IN_BOX": offsets.numel() > 0, **LAUNCH}
+            "per_spacing": bits_of((n_knots - 3) / cutoff), "IN_BOX": offsets.numel() > 0}
+
+
+def launch_of(step: str, numbers: int, features: torch.Tensor) -> dict:
+    """Tile, warps and options of a launch: ``numbers`` and LAUNCH unless the card has a table."""
+    n_features, size = features.shape[1], features.element_size()
+    shape = f"{features.dtype}, {tile_of(n_features, size, numbers)['FEATURES']} features"
+    own = {"NUMBERS": numbers, **LAUNCH, **tuned(f"spline_conv_{step}", shape, features.device)}
+    return tile_of(n_features, size, own.pop("NUMBERS")) | own
 
 
 def forward(features, positions, coefficients, row_ptr, col, offsets, cutoff) -> torch.Tensor:
     out = torch.empty_like(features)
     n_nodes, n_features = features.shape
-    tile = tile_of(n_features, features.element_size(), FORWARD)
+    launch = launch_of("forward", FORWARD, features)
     if n_nodes:
         with torch.cuda.device_of(features):  # Triton launches on the current device
-            forward_kernel[n_nodes, triton.cdiv(n_features, tile["FEATURES"])](
-                features, positions, coefficients, row_ptr, col, offsets, out, **tile,
+            forward_kernel[n_nodes, triton.cdiv(n_features, launch["FEATURES"])](
+                features, positions, coefficients, row_ptr, col, offsets, out, **launch,
                 **graph_of(features, positions, coefficients, offsets, cutoff))
     return out
 
@@ -358,7 +367,7 @@ def backward(grad, features, positions, coefficients, row_ptr, col, offsets, cut
             backward_kernel[len(features),](
                 features, positions, coefficients, row_ptr, col, offsets, grad, grad_features, grad_positions,
                 FOR_FEATURES=for_features, FOR_POSITIONS=for_positions, **graph,
-                **tile_of(features.shape[1], features.element_size(), BACKWARD))
+                **launch_of("backward", BACKWARD, features))
     grad_coefficients = features.new_empty(0)
     if for_coefficients:
         grad_coefficients = sum_by_interval(features, positions, coefficients, row_ptr, col, offsets, grad, graph)
@@ -378,7 +387,7 @@ def double_backward(along_features, along_positions, along_coefficients, grad, f
                 along_coefficients, grad_grad, grad_features, grad_positions,
                 ALONG_FEATURES=along_features is not None, ALONG_POSITIONS=along_positions is not None,
                 ALONG_COEFFICIENTS=along_coefficients is not None, FOR_POSITIONS=for_positions, **graph,
-                **tile_of(features.shape[1], features.element_size(), DOUBLE_BACKWARD))
+                **launch_of("double_backward", DOUBLE_BACKWARD, features))
     grad_coefficients = features.new_empty(0)
     if for_coefficients:
         grad_coefficients = sum_by_interval(features, positions, coefficients, row_ptr, col, offsets, grad, graph,
@@ -397,17 +406,18 @@ def sum_by_interval(features, positions, coefficients, row_ptr, col, offsets, gr
     along_features, along_positions = along or (None, None)
     n_parts = min(MAX_PARTS, triton.cdiv(n_edges, n_intervals * EDGES_OF_PARTIAL_SUM))
     parts = features.new_empty(n_parts, n_intervals, 4, n_features)
-    tile = tile_of(n_features, features.element_size(), COEFFICIENTS)
+    launch = launch_of("coefficients", COEFFICIENTS, features)
     rows, intervals = torch.empty_like(col), torch.empty_like(col)
     with torch.cuda.device_of(features):
         interval_kernel[len(features),](positions, row_ptr, col, offsets, rows, intervals, EDGES=32,
-                                        **{k: v for k, v in graph.items() if k != "n_features"} | {"num_warps": 1})
+                                        **{k: v for k, v in graph.items() if k != "n_features"},
+                                        **LAUNCH | {"num_warps": 1})
         intervals, order = intervals.sort(stable=True)
         ends = torch.arange(n_intervals + 1, dtype=torch.int32, device=col.device)
-        coefficients_kernel[n_intervals, n_parts, triton.cdiv(n_features, tile["FEATURES"])](
+        coefficients_kernel[n_intervals, n_parts, triton.cdiv(n_features, launch["FEATURES"])](
             features, positions, rows, col, offsets, grad, along_features, along_positions, order,
             torch.searchsorted(intervals, ends), parts, n_parts=n_parts, SLOPE=along is not None,
-            ALONG_FEATURES=along_features is not None, ALONG_POSITIONS=along_positions is not None, **graph, **tile)
+            ALONG_FEATURES=along_features is not None, ALONG_POSITIONS=along_positions is not None, **graph, **launch)
     sums = parts.sum(0)
     for m in range(4):
         total[m:m + n_intervals] += sums[:, m]

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from ...reference.torsions import AREA_FLOOR, LENGTH_FLOOR
 from .arithmetic import add, cross, dot, load_vector, scale, subtract
+from .tuning import tuned
 
 LENGTH = tl.constexpr(LENGTH_FLOOR)  # kernels see no plain globals
 AREA = tl.constexpr(AREA_FLOOR)
@@ -195,7 +196,8 @@ def angles(positions, quadruples, cotangent=None, *, wide: bool | None = None) -
     output = positions.new_empty(n_replicas, n_torsions, 2)
     n_items = n_replicas * n_torsions
     if n_items:
-        _launch(angles_kernel, n_items, wide, positions, quadruples, cotangent, output, n_items, n_torsions, n_atoms)
+        _launch("torsions", angles_kernel, n_items, wide, positions, quadruples, cotangent, output, n_items, n_torsions,
+                n_atoms)
     return output
 
 
@@ -205,16 +207,16 @@ def gradient(grad_output, positions, quadruples, cotangent=None, *, wide: bool |
     output = torch.empty_like(positions)
     n_sites = n_replicas * n_atoms
     if n_sites:
-        _launch(gradient_kernel, n_sites, wide, positions, quadruples, *incidences(quadruples, n_atoms), grad_output,
-                cotangent, output, n_sites, quadruples.shape[0], n_atoms)
+        _launch("torsions_gradient", gradient_kernel, n_sites, wide, positions, quadruples,
+                *incidences(quadruples, n_atoms), grad_output, cotangent, output, n_sites, quadruples.shape[0], n_atoms)
     return output
 
 
-def _launch(kernel, n: int, wide: bool | None, positions, quadruples, *rest) -> None:
+def _launch(name: str, kernel, n: int, wide: bool | None, positions, quadruples, *rest) -> None:
     """``rest`` ends with cotangent, output and the sizes; a missing cotangent is a kernel without SLOPE."""
     cotangent = rest[-5]
-    wide = n + BLOCK >= 2**31 if wide is None else wide
+    launch = {"BLOCK": BLOCK, **LAUNCH, **tuned(name, str(positions.dtype), positions.device)}
+    wide = n + launch["BLOCK"] >= 2**31 if wide is None else wide
     with torch.cuda.device_of(positions):  # Triton launches on the current device
-        kernel[triton.cdiv(n, BLOCK),](
-            positions, quadruples, *rest, SLOPE=cotangent is not None, WIDE=wide, BLOCK=BLOCK, **LAUNCH
-        )
+        kernel[triton.cdiv(n, launch["BLOCK"]),](positions, quadruples, *rest, SLOPE=cotangent is not None, WIDE=wide,
+                                                 **launch)

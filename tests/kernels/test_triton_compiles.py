@@ -12,7 +12,17 @@ triton = pytest.importorskip("triton", reason="Triton is not installed (it exist
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1: kernels are not compiled", allow_module_level=True)
 
-from diffmd_fast.kernels.triton import em_step, fixed_list, neighbor_list, rows, spline_conv, torsions  # noqa: E402
+from diffmd_fast.kernels.triton import (  # noqa: E402
+    em_step,
+    fixed_list,
+    neighbor_cells,
+    neighbor_list,
+    rows,
+    spline_conv,
+    torsions,
+    tuning,
+    verlet_list,
+)
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
@@ -43,6 +53,15 @@ KERNELS["neighbor_list fill"] = (neighbor_list.fill_kernel, TILE | dict(ALL_PAIR
 KERNELS["neighbor_list edges"] = (neighbor_list.edges_kernel, dict(
     IN_BOX=True, BOX_PER_REPLICA=True, REVERSE=True, VECTORS=True, DISTANCES=True, EDGES=neighbor_list.EDGES),
     neighbor_list.LAUNCH | {"num_warps": 1}, 96)
+CELLS = dict(IN_BOX=True, BOX_PER_REPLICA=True, ROWS=neighbor_cells.ROWS, COLUMNS=neighbor_cells.COLUMNS)
+for step, flags in (("count", dict(FILL=False, row_ptr=None, unordered=None)), ("fill", dict(FILL=True, counts=None))):
+    KERNELS[f"neighbor_cells {step}"] = (neighbor_cells.rows_kernel, CELLS | flags, neighbor_cells.LAUNCH, 128)
+KERNELS["neighbor_cells order"] = (neighbor_cells.order_kernel, dict(IN_BOX=True, EDGES=neighbor_cells.EDGES),
+                                   neighbor_cells.LAUNCH | {"num_warps": 1}, 128)
+KERNELS["verlet_list moves"] = (verlet_list.moves_kernel, dict(MOVED_BOX=True, PIECE=verlet_list.PIECE,
+                                                               ATOMS=verlet_list.ATOMS), verlet_list.LAUNCH, 128)
+KERNELS["verlet_list splice"] = (verlet_list.splice_kernel, dict(IN_BOX=True, EDGES=verlet_list.EDGES),
+                                 verlet_list.LAUNCH | {"num_warps": 1}, 64)
 SLOTS = dict(IN_BOX=True, ROWS=fixed_list.SLOT_ROWS, SLOTS=fixed_list.SLOTS)
 KERNELS["fixed_list candidates"] = (fixed_list.candidates_kernel, dict(ROWS=neighbor_list.PAIRS // 64, COLUMNS=64,
                                                                       IN_BOX=True), fixed_list.LAUNCH, 168)
@@ -50,11 +69,12 @@ KERNELS["fixed_list count"] = (fixed_list.count_kernel, SLOTS, fixed_list.LAUNCH
 KERNELS["fixed_list fill"] = (fixed_list.fill_kernel, SLOTS, fixed_list.LAUNCH, 168)
 
 INTEGERS_64 = {"quadruples", "row_ptr", "incidence", "found", "order", "interval_ptr", "counts", "reverse", "listed",
-               "clock"}
-INTEGERS_32 = {"col", "rows", "intervals", "wraps", "shift", "stale", "candidates", "held"}
+               "clock", "grid", "per_replica", "source", "kept_ptr", "fresh_ptr", "kept_reverse", "fresh_reverse"}
+INTEGERS_32 = {"col", "rows", "intervals", "wraps", "shift", "stale", "candidates", "held", "node", "first",
+               "unordered", "kept_col", "kept_shift", "fresh_col", "fresh_shift"}
 SCALARS_64 = {"cutoff", "per_spacing", "reach"}  # the bits of float64 numbers
 SCALARS_32 = ("n_", "first_replica", "seed_", "step_")
-FLOATS_64 = {"diffusion_time", "variance", "box", "points"}
+FLOATS_64 = {"diffusion_time", "variance", "box", "points", "transform", "moves"}
 
 
 def type_of(argument: str, element: str) -> str:
@@ -134,6 +154,30 @@ def variants():
                 tile["wraps"] = None
             yield (f"neighbor_list {name} {columns} {in_box} {all_pairs}", kernel,
                    constants | {k: v for k, v in tile.items() if k in kernel.arg_names}, launch, True)
+    for name in ("count", "fill", "order"):
+        kernel, constants, launch, _ = KERNELS[f"neighbor_cells {name}"]
+        missing = {k: None for k in ("wraps",) if k in kernel.arg_names}
+        yield f"neighbor_cells {name}, open", kernel, constants | missing | {"IN_BOX": False}, launch, True
+    yield from candidates()
+
+
+def candidates():
+    """The launch options that tuning tries, on the kernels of 128 features or 64 atoms."""
+    names = {"em_step": ["em_step"], "torsions": ["torsions, slope=False", "torsions, slope=True"],
+             "torsions_gradient": ["torsions gradient, slope=False", "torsions gradient, slope=True"],
+             "neighbor_pairs": ["neighbor_list count", "neighbor_list fill"],
+             "neighbor_cells": ["neighbor_cells count", "neighbor_cells fill"]}
+    for tuned, tries in tuning.CANDIDATES.items():
+        for name in names.get(tuned, [tuned.replace("conv_", "conv ")]):
+            kernel, constants, launch, _ = KERNELS[name]
+            for options in tries:
+                own = dict(options)
+                if "NUMBERS" in own:
+                    own |= constants(4) | spline_conv.tile_of(128, 4, own.pop("NUMBERS"))
+                else:
+                    own = constants | ({"ROWS": own.pop("PAIRS") // 64} if "PAIRS" in own else {}) | own
+                warps = own.pop("num_warps")
+                yield f"{name} {options}", kernel, own, launch | {"num_warps": warps}, True
 
 
 @pytest.mark.slow
@@ -142,7 +186,7 @@ def test_every_variant_compiles_and_hardly_spills(capability, fresh_compiler, ca
     seen = set()
     for name, kernel, constants, launch, aligned in variants():
         element = "fp64" if " 8 " in name else "fp32"
-        key = (kernel.__name__, element, aligned, *sorted((k, str(v)) for k, v in constants.items()))
+        key = (kernel.__name__, element, aligned, *sorted((k, str(v)) for k, v in (constants | launch).items()))
         if key in seen:
             continue
         seen.add(key)

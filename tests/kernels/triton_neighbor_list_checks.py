@@ -7,18 +7,19 @@ import pytest
 import torch
 
 from diffmd_fast import InputError, ops, reference, use_backend
-from diffmd_fast.reference.neighbor_list import neighbor_list_core
+from diffmd_fast.reference.neighbor_list import inverse_boxes, neighbor_list_core
 
 from ..ops.common import assert_float64_rule
 from ..ops.test_neighbor_list import NO_BOX, TRICLINIC, TURNED, assert_same, fluid
 from .common import DEVICE, on_triton
 
 kernels = importlib.import_module("diffmd_fast.kernels.triton.neighbor_list")
+cells = importlib.import_module("diffmd_fast.kernels.triton.neighbor_cells")
 OPERATORS = torch.ops.diffmd_fast
 
 
-def flat(positions, box, reach):
-    return on_triton(OPERATORS.neighbor_list, positions.to(DEVICE), box.to(DEVICE), reach, "auto")
+def flat(positions, box, reach, method="auto"):
+    return on_triton(OPERATORS.neighbor_list, positions.to(DEVICE), box.to(DEVICE), reach, method)
 
 
 def reference_list(positions, box, reach):
@@ -45,6 +46,63 @@ def test_periodic_systems_equal_reference(rng, box):
     assert_same(got, want)
     torch.testing.assert_close(got.vectors, want.vectors, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(got.distances, want.distances, rtol=1e-13, atol=1e-13)
+
+
+# One atom; grids of different size, empty cells, programs that take several cells; 70 atoms in one cell: rows and
+# candidates of several tiles.
+@pytest.mark.parametrize(("shape", "reach", "dtype"), [((1, 1), 1.0, torch.float64), ((2, 19), 0.9, torch.float32),
+                                                       ((1, 70), 3.0, torch.float64)])
+def test_cells_of_open_systems_equal_reference(rng, shape, reach, dtype):
+    positions = fluid(rng, *shape, dtype=dtype)
+    positions[-1] *= 1.5
+    positions[-1, :, 0] -= 2.0
+    assert_same(flat(positions, NO_BOX, reach, "cell_list"), reference_list(positions, NO_BOX, reach))
+
+
+# One, two, three and more cells along an axis (one with a cutoff of half the box); one box for all, or each its own.
+@pytest.mark.parametrize(("box", "reach", "n_replicas", "n_boxes"), [
+    (torch.diag(torch.tensor([2.5, 3.0, 4.7], dtype=torch.float64)), 0.8, 1, 1), (TRICLINIC, 0.6, 1, 1),
+    (TURNED, 1.1, 2, 2), (2.0 * torch.eye(3, dtype=torch.float64), 1.0, 2, 1)])
+def test_cells_of_periodic_systems_equal_reference(rng, box, reach, n_replicas, n_boxes):
+    positions = fluid(rng, n_replicas, 24, box, spread=3.0)
+    boxes = torch.stack([box, 1.3 * box])[:n_boxes]
+    got = flat(positions, boxes, reach, "cell_list")
+    assert_same(got, reference_list(positions, boxes, reach))
+    assert got[2].any()
+
+
+def test_cells_with_atoms_on_borders():
+    """On a lattice atoms lie on faces of the box and of cells, a little outside of them, and at the cutoff itself."""
+    axis = torch.tensor([-1e-18, 1.0, 2.0, 4.0 - 1e-15], dtype=torch.float64)
+    lattice = torch.cartesian_prod(axis[:3], axis[:3], axis)[None]
+    box = torch.diag(torch.tensor([3.0, 3.0, 4.0], dtype=torch.float64))[None]
+    for reach in (1.0, 1.0 + 1e-12):
+        assert_same(flat(lattice, box, reach, "cell_list"), reference_list(lattice, box, reach), f"{reach}")
+
+
+def test_grids_hold_all_and_are_not_too_fine(rng):
+    """Cells at least as wide as the reach, no more of them than atoms, however far the atoms are apart."""
+    for extent in ([0.0, 0.0, 0.0], [9.0, 0.0, 1e3], [1e200, 1.0, 1e200], [9.0, 8.0, 7.0], [1e200, 1e200, 1e200]):
+        points = torch.rand(2, 40, 3, generator=rng, dtype=torch.float64) * torch.tensor(extent, dtype=torch.float64)
+        n, low, per_length = cells.choose_grids(points.to(DEVICE), None, 1.0)
+        assert (n >= 1).all() and (n.prod(1) <= 40).all()
+        assert torch.equal(low.cpu(), points.amin(1))
+        assert ((per_length.cpu() <= 1.0) | (n.cpu() == 1)).all()
+    inverse, _, widths = inverse_boxes(10.5 * TRICLINIC[None].to(DEVICE))
+    for n_atoms, most, least in ((1000, 1000, 600), (100, 100, 50)):
+        n, _, _ = cells.choose_grids(torch.zeros(1, n_atoms, 3, dtype=torch.float64, device=DEVICE), inverse, 3.0)
+        assert least <= int(n.prod()) <= most and (widths >= 3.0 * n).all()
+
+
+def test_auto_takes_cells_for_many_atoms(rng, monkeypatch):
+    taken = []
+    for name in ("Pairs", "Cells"):
+        kind = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *a, kind=kind, name=name: taken.append(name) or kind(*a))
+    monkeypatch.setattr(importlib.import_module("diffmd_fast.ops.neighbor_list"), "CELLS_FROM_ON_GPU", 5)
+    for n_atoms, reach, method in ((4, 1.0, "auto"), (5, 1.0, "auto"), (5, 1.0, "brute_force"), (5, math.inf, "auto")):
+        flat(fluid(rng, 1, n_atoms), NO_BOX, reach, method)
+    assert taken == ["Pairs", "Cells", "Pairs", "Pairs"]
 
 
 def test_all_pairs(rng):
@@ -118,17 +176,10 @@ def test_positions_that_cannot_be_listed_are_named(rng, value):
     box = 4 * torch.eye(3, dtype=torch.float64, device=DEVICE)
     with pytest.raises(InputError, match="positions: expected .* at replica 1, atom 3"):
         on_triton(ops.neighbor_list, positions, 1.0, box=box)
+    for boxes in (box[None], NO_BOX.to(DEVICE)):
+        if len(boxes) or not math.isfinite(value):
+            with pytest.raises(InputError, match="positions: expected .* at replica 1, atom 3"):
+                flat(positions, boxes, 1.0, "cell_list")
     if not math.isfinite(value):
         with pytest.raises(InputError, match="positions: expected finite values, got .* at replica 1, atom 3"):
             on_triton(ops.neighbor_list, positions, None)
-
-
-def test_verlet_list_rests_on_it(rng):
-    positions = fluid(rng, 2, 9).to(DEVICE)
-    lists = ops.VerletList(1.0, 0.2)
-    for moved in (positions, positions + 0.01, 1.2 * positions):
-        got = on_triton(lists.update, moved, return_distances=True)
-        want = reference.neighbor_list(moved, 1.0, return_distances=True)
-        near = got.distances < 1.0
-        assert torch.equal(got.col[near], want.col) and torch.equal(got.rows()[near], want.rows())
-    assert 2 < lists.n_builds <= 4

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from ..backend import run_reference
+from ..backend import current_backend, run_reference, triton_runs
 from ..errors import InputError, check_number, check_tensor, require
 from ..reference import verlet_list as reference
 from ..reference.neighbor_list import NeighborList, edge_vectors, inverse_boxes
@@ -80,17 +80,17 @@ class VerletList:
         check_tensor(positions, "positions", ("replicas", "atoms", 3))
         boxes = as_boxes(box, positions, "VerletList")
         now = positions.detach()
-        # Moves and splices have no kernels beside the native ones.
-        plain = run_reference(now.device.type, "neighbor_list") or now.device.type == "cuda"
+        plain = run_reference(now.device.type, "neighbor_list")
+        largest_moves, splice = _parts(now.device.type, plain)
         if self._list is None:
-            self._build(now, boxes, None)
+            self._build(now, boxes, None, splice)
         else:
             self._check_same(now, boxes)
             if boxes.shape[0]:
                 check_boxes(boxes, self.cutoff, 0.0)
-            stale = ~self._complete(now, boxes, plain)
+            stale = ~self._complete(now, boxes, largest_moves)
             if bool(stale.any()):
-                self._build(now, boxes, None if bool(stale.all()) else stale, plain)
+                self._build(now, boxes, None if bool(stale.all()) else stale, splice)
         self.n_updates += 1
         if not return_distances and not return_vectors:
             return self._list
@@ -109,7 +109,7 @@ class VerletList:
         require(had_box == (boxes.shape[0] > 0), "box", f"{'a box' if had_box else 'None'}, as in the calls before",
                 "None" if had_box else "a box")
 
-    def _complete(self, positions: Tensor, boxes: Tensor, plain: bool) -> Tensor:
+    def _complete(self, positions: Tensor, boxes: Tensor, largest_moves) -> Tensor:
         """Which replicas' lists certainly still hold every pair within the cutoff: bool [replicas]."""
         if boxes.shape[0] and not (self._seen_boxes is not None and torch.equal(boxes, self._seen_boxes)):
             transform = inverse_boxes(self._anchor_boxes)[0] @ boxes
@@ -117,12 +117,12 @@ class VerletList:
             self._transform = None if still else transform.contiguous()
             self._shrinkage = None if still else torch.linalg.svdvals(transform)[:, -1]
             self._seen_boxes = boxes.clone()
-        moves = (reference.largest_moves if plain else _largest_moves)(positions, self._anchors, self._transform)
+        moves = largest_moves(positions, self._anchors, self._transform)
         reach = (self.cutoff + self.skin) * (1 - MARGIN)
         left = reach - moves if self._shrinkage is None else self._shrinkage * reach - moves
         return left >= self.cutoff  # false for NaN
 
-    def _build(self, positions: Tensor, boxes: Tensor, stale: Tensor | None, plain: bool = False) -> None:
+    def _build(self, positions: Tensor, boxes: Tensor, stale: Tensor | None, splice) -> None:
         """Make the lists of the stale replicas (None: all)."""
         n_replicas, n_atoms, _ = positions.shape
         box = boxes if boxes.shape[0] else None
@@ -140,7 +140,7 @@ class VerletList:
                 raise
             source = torch.full((n_replicas,), -1, dtype=torch.int64, device=positions.device)
             source[which] = torch.arange(len(which), device=positions.device)
-            self._list = (reference.splice if plain else _splice)(self._list, fresh, source, n_atoms)
+            self._list = splice(self._list, fresh, source, n_atoms)
             self._anchors[which] = positions[which]
             if box is not None:
                 self._anchor_boxes[which] = box if box.shape[0] == 1 else some
@@ -151,6 +151,17 @@ class VerletList:
         if box is not None and box.shape[0] == 1:
             box = box[0]
         return neighbor_list(positions, self.cutoff, box=box, skin=self.skin)
+
+
+def _parts(device_type: str, plain: bool):
+    """largest_moves and splice, as of reference/verlet_list.py, for tensors of a device."""
+    if not plain and (current_backend() == "triton" or (device_type == "cuda" and triton_runs("VerletList"))):
+        from ..kernels.triton import verlet_list as kernels
+
+        return kernels.largest_moves, kernels.splice
+    if plain or device_type == "cuda":
+        return reference.largest_moves, reference.splice
+    return _largest_moves, _splice
 
 
 def _largest_moves(positions: Tensor, anchors: Tensor, transform: Tensor | None) -> Tensor:
