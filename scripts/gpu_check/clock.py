@@ -50,7 +50,7 @@ def seconds_per_step(run: Callable[[int], Any], device: str, seconds: float = 0.
     n is chosen so that n steps take about a quarter of ``seconds`` or more.
     """
     run(4)
-    n = 16
+    n = 4
     while clock(lambda: run(n), device) < seconds / 4 and n < 2**20:
         n *= 4
     slopes, starts = [], []

@@ -7,7 +7,8 @@ import math
 from typing import Any
 
 import torch
-from diffmd_fast import InputError, _C, ops, reference, use_backend
+
+from diffmd_fast import _C, InputError, ops, reference, use_backend
 from diffmd_fast.training.denoising import denoising_loss
 
 from . import systems

@@ -9,17 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import ROOT
+from .worker import SPOILED
 
 PATIENCE = 75.0  # seconds for one case, the start of its process included
 
 
 def run_cases(part: str, names: Sequence[str], device: str, folder: Path, seconds: float,
-              save: Callable[[dict[str, Any]], None], before: Sequence[str] = (), patience: float = PATIENCE) -> None:
+              save: Callable[[dict[str, Any]], None], before: Sequence[str] = (), patience: float = PATIENCE,
+              settings: Mapping[str, str] | None = None) -> None:
     """Run cases of a part within ``seconds``, and ``save`` one result for every name.
 
     Args:
@@ -28,11 +30,12 @@ def run_cases(part: str, names: Sequence[str], device: str, folder: Path, second
         folder: has the package (build.py); takes the log of the workers.
         before: a command to run the worker under.
         patience: seconds for one case; what takes longer is stopped, and the next is begun in a new process.
+        settings: environment variables for the worker.
     """
     end = time.monotonic() + seconds
     left = list(names)
     while left and time.monotonic() < end:
-        done, why = _one_process(part, left, device, folder, end, save, before, patience)
+        done, why = _one_process(part, left, device, folder, end, save, before, patience, settings or {})
         left = left[done:]
         if why and left:
             save({"case": left.pop(0), "state": "error", "why": why})
@@ -40,15 +43,15 @@ def run_cases(part: str, names: Sequence[str], device: str, folder: Path, second
         save({"case": name, "state": "not run", "why": f"the {seconds:.0f} s of this part were over"})
 
 
-def _one_process(part, names, device, folder, end, save, before, patience) -> tuple[int, str]:
+def _one_process(part, names, device, folder, end, save, before, patience, settings) -> tuple[int, str]:
     """(cases that came back, why the next one did not or "")."""
     results = folder / f"{part}.jsonl"
     results.write_text("")
     command = [*before, sys.executable, "-m", f"{__package__}.worker", part, device, str(results), *names]
     done, last = 0, time.monotonic()
     with open(folder / f"{part}.log", "a") as log, open(results) as lines:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment(folder), stdout=log, stderr=subprocess.STDOUT,
-                                   start_new_session=True)
+        process = subprocess.Popen(command, cwd=ROOT, env=environment(folder) | settings, stdout=log,
+                                   stderr=subprocess.STDOUT, start_new_session=True)
         try:
             while True:
                 ended = _ended(process, 0.1)
@@ -64,8 +67,6 @@ def _one_process(part, names, device, folder, end, save, before, patience) -> tu
             _kill(process)
     if process.returncode == 0 or done == len(names):
         return done, ""
-    from .worker import SPOILED
-
     if process.returncode == SPOILED:
         return done, ""
     return done, f"its process ended with status {process.returncode}: {_last_line(folder / f'{part}.log')}"

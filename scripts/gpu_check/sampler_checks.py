@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from diffmd_fast import use_backend
 from diffmd_fast.sampling import INTEGRATORS, Sampler, Spring, choose_spring
 from diffmd_fast.sampling.resident import why_not_resident

@@ -19,9 +19,7 @@ SPOILED = 3  # exit status: the device cannot be used any more in this process
 
 def work(part: str, device: str, results: str, names: list[str]) -> int:
     """Run cases in order; the exit status is SPOILED where the rest has to be run by another process."""
-    # A finder of an editable install would win over PYTHONPATH, and check the package of another tree.
-    sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("_editable_")]
-    cases = {case.name: case for case in importlib.import_module(f".{part}", __package__).CASES}
+    cases = {case.name: case for case in cases_of(part)}
     with open(results, "a") as file:
         for name in names:
             file.write(json.dumps({"case": name, **outcome(cases[name], device)}) + "\n")
@@ -29,6 +27,16 @@ def work(part: str, device: str, results: str, names: list[str]) -> int:
             if not usable(device):
                 return SPOILED
     return 0
+
+
+def cases_of(part: str) -> list[Case]:
+    # A finder of an editable install would win over PYTHONPATH, and check the package of another tree.
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("_editable_")]
+    return importlib.import_module(f".{part}", __package__).CASES
+
+
+def names(part: str, sanitized: bool) -> list[str]:
+    return [case.name for case in cases_of(part) if case.sanitized or not sanitized]
 
 
 def outcome(case: Case, device: str) -> dict[str, Any]:
