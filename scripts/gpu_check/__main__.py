@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -112,17 +111,20 @@ def ask_machine(device: str) -> dict[str, Any]:
 
 def list_cases(part: str, folder: Path, sanitized: bool) -> list[str]:
     """Names of the part's cases; asked of another process, as importing them imports torch."""
-    code = (f"import json; from scripts.gpu_check.worker import names; print(json.dumps(names({part!r}, {sanitized})))")
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(folder), capture_output=True, text=True)
+    code = f"import json; from {__package__}.worker import names; print(json.dumps(names({part!r}, {sanitized})))"
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(folder), capture_output=True,
+                          text=True)
     if said.returncode:
         raise SystemExit(f"gpu-check: the package cannot be imported:\n{said.stderr[-2000:]}")
     return json.loads(said.stdout.splitlines()[-1])
 
 
 def _commit() -> str:
-    said = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True) \
-        if os.path.exists(ROOT / ".git") else None
-    return said.stdout.strip() if said is not None and said.returncode == 0 else "unknown"
+    try:
+        said = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    except OSError:  # a source tree without git is served too
+        return "unknown"
+    return said.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

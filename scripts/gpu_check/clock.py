@@ -49,13 +49,16 @@ def seconds_per_step(run: Callable[[int], Any], device: str, seconds: float = 0.
 
     n is chosen so that n steps take about a quarter of ``seconds`` or more.
     """
+    def taken(n: int) -> float:
+        return clock(lambda: run(n), device)
+
     run(4)
     n = 4
-    while clock(lambda: run(n), device) < seconds / 4 and n < 2**20:
+    while taken(n) < seconds / 4 and n < 2**20:
         n *= 4
     slopes, starts = [], []
     for _ in range(3):
-        short, long = clock(lambda: run(n), device), clock(lambda: run(4 * n), device)
+        short, long = taken(n), taken(4 * n)
         slopes.append((long - short) / (3 * n))
         starts.append(short - n * slopes[-1])
     return {"seconds": statistics.median(slopes), "lower quartile": min(slopes), "upper quartile": max(slopes),

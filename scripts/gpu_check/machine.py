@@ -23,8 +23,8 @@ def facts(device: str) -> dict[str, Any]:
     if device == "cpu":
         return found | {"card": f"none, on purpose: the checks ran on the CPU ({platform.machine()})"}
     if torch.version.cuda is None:
-        return {"missing": f"the torch {torch.__version__} of {python} is built without CUDA; name a python whose torch "
-                "has it with GPU_PYTHON"}
+        return {"missing": f"torch {torch.__version__} of {python} is built without CUDA; name one whose torch has "
+                "it with GPU_PYTHON"}
     if not torch.cuda.is_available():
         return {"missing": f"torch {torch.__version__} of {python} sees no CUDA device; is there a card, and does "
                 "nvidia-smi show it?"}

@@ -33,7 +33,8 @@ def spring_of(model, x: torch.Tensor) -> Spring:
 
 def sampler_of(model, spring: Spring, integrator: str = "euler-maruyama", **options) -> Sampler:
     masses = 12.0 if INTEGRATORS[integrator].uses_velocities else None
-    return Sampler(model, spring, **{"temperature": 300, "seed": 9, "integrator": integrator, "masses": masses, **options})
+    settings = {"temperature": 300, "seed": 9, "integrator": integrator, "masses": masses}
+    return Sampler(model, spring, **settings | options)
 
 
 def start(system: str, n_replicas: int, device: str):
@@ -179,10 +180,11 @@ def own_module(device: str) -> dict[str, Any]:
 
 
 CASES = [
-    *(Case(f"resident: {system}, {name}, {n_steps} steps", within_the_rule(system, n, name, resident=True, n_steps=n_steps),
+    *(Case(f"resident: {system}, {name}, {steps} steps", within_the_rule(system, n, name, resident=True, n_steps=steps),
            sanitized=name == "euler-maruyama" and system != "64 atoms")
-      for system, n, n_steps, names in (("5 beads", 16, 20, INTEGRATORS), ("22 atoms", 4, 20, ("euler-maruyama", "baoab")),
-                                        ("64 atoms", 2, 10, ("euler-maruyama",)))
+      for system, n, steps, names in (("5 beads", 16, 20, INTEGRATORS),
+                                      ("22 atoms", 4, 20, ("euler-maruyama", "baoab")),
+                                      ("64 atoms", 2, 10, ("euler-maruyama",)))
       for name in names),
     *(Case(f"resident: {system}, {name}, the bits of the emulation", bits_of_the_emulation(system, n, name))
       for system, n, names in (("5 beads", 14, INTEGRATORS), ("22 atoms", 4, ("euler-maruyama", "metropolis")),
