@@ -25,13 +25,14 @@ from .table import markdown
 PARTS = ("correctness", "sanitizer", "benchmarks")
 # Seconds that each part may take, at most; what one does not use is left to the benchmarks.
 LIMITS = {"build": 150, "correctness": 140, "sanitizer": 90, "benchmarks": 470}
+PATIENCE = {"correctness": 60, "benchmarks": 120}  # for one case; torch.compile has to fit
 
 
 class Report:
     """What is known so far, on disk after every addition."""
 
-    def __init__(self, out: Path, machine: dict[str, Any]):
-        self.out, self.started = out, time.monotonic()
+    def __init__(self, out: Path, machine: dict[str, Any], started: float):
+        self.out, self.started = out, started
         self.content: dict[str, Any] = {
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), "commit": _commit(), "machine": machine,
             "seconds": 0.0, "build": "not built", "rows": [], **{part: [] for part in PARTS}}
@@ -60,18 +61,21 @@ class Report:
 
 
 def main(words: list[str] | None = None) -> int:
-    options = parse(words)
+    options, started = parse(words), time.monotonic()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     machine = ask_machine(options.device)
     if "missing" in machine:
         print(f"gpu-check: {machine['missing']}", file=sys.stderr)
         return 2
-    report, end = Report(out, machine), time.monotonic() + options.seconds
+    report, end = Report(out, machine, started), started + options.seconds
     folder = out / "package"
     folder.mkdir(exist_ok=True)
+    for log in folder.glob("*.log"):
+        log.unlink()
     try:
-        report.content["build"] = build(folder, machine.get("architecture"), min(LIMITS["build"], options.seconds))
+        report.content["build"] = build(folder, machine.get("architecture"),
+                                        min(LIMITS["build"], end - time.monotonic()))
     except BuildError as error:
         print(f"gpu-check: the extension could not be built: {error}", file=sys.stderr)
         return 1
@@ -82,7 +86,8 @@ def main(words: list[str] | None = None) -> int:
         if part == "sanitizer":
             sanitize(names, options.device, folder, seconds, lambda case: report.add("sanitizer", case))
         else:
-            run_cases(part, names, options.device, folder, seconds, lambda case, part=part: report.add(part, case))
+            run_cases(part, names, options.device, folder, seconds, lambda case, part=part: report.add(part, case),
+                      patience=PATIENCE[part])
     report.write()
     print((out / "gpu-check.md").read_text() + f"\n{out}/gpu-check.json, {out}/gpu-check.md")
     return 1 if report.failed() else 0

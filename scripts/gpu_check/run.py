@@ -16,20 +16,19 @@ from typing import Any
 from . import ROOT
 from .worker import SPOILED
 
-PATIENCE = 75.0  # seconds for one case, the start of its process included
-
 
 def run_cases(part: str, names: Sequence[str], device: str, folder: Path, seconds: float,
-              save: Callable[[dict[str, Any]], None], before: Sequence[str] = (), patience: float = PATIENCE,
+              save: Callable[[dict[str, Any]], None], patience: float, before: Sequence[str] = (),
               settings: Mapping[str, str] | None = None) -> None:
     """Run cases of a part within ``seconds``, and ``save`` one result for every name.
 
     Args:
-        part: the module that has them.
+        part: the module that has them, of this package or by its full name.
         device: "cuda" or "cpu".
         folder: has the package (build.py); takes the log of the workers.
+        patience: seconds for one case, the start of its process included; what takes longer is stopped, and the next
+            is begun in a new process.
         before: a command to run the worker under.
-        patience: seconds for one case; what takes longer is stopped, and the next is begun in a new process.
         settings: environment variables for the worker.
     """
     end = time.monotonic() + seconds

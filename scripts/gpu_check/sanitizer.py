@@ -36,8 +36,8 @@ def sanitize(names: Sequence[str], device: str, folder: Path, seconds: float,
         command = [binary, "--tool", tool, "--log-file", str(folder / f"{tool}.%p.txt"), *OPTIONS[tool]]
         cases: list[dict[str, Any]] = []
         # Every tensor in an allocation of its own: torch's pool would hide an access beyond its end.
-        run_cases("correctness", names, device, folder, seconds / (len(TOOLS) - i), cases.append, command,
-                  patience=seconds, settings={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+        run_cases("correctness", names, device, folder, seconds / (len(TOOLS) - i), cases.append, seconds,
+                  command, settings={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
         save({"case": tool, **verdict([path.read_text(errors="replace") for path in folder.glob(f"{tool}.*.txt")],
                                       cases)})
 

@@ -32,7 +32,7 @@ def work(part: str, device: str, results: str, names: list[str]) -> int:
 def cases_of(part: str) -> list[Case]:
     # A finder of an editable install would win over PYTHONPATH, and check the package of another tree.
     sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("_editable_")]
-    return importlib.import_module(f".{part}", __package__).CASES
+    return importlib.import_module(part if "." in part else f".{part}", __package__).CASES
 
 
 def names(part: str, sanitized: bool) -> list[str]:
