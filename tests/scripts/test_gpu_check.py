@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from diffmd_fast import ops, reference
 from scripts.gpu_check import build, rows, sanitizer, table
 from scripts.gpu_check.cases import Wrong
 from scripts.gpu_check.checks import check_operator, error_ratio, same_bits
 from scripts.gpu_check.correctness import CASES
 from scripts.gpu_check.run import run_cases
+
+from diffmd_fast import ops, reference
 
 from .unruly_cases import CASES as UNRULY
 
@@ -145,7 +145,8 @@ def test_the_sanitizers_last_line_decides():
 
 RATES = [{"case": "copy bandwidth", "state": "done", "result": {"rate": 4e12, "seconds": 1}},
          {"case": "matrix rate, fp32", "state": "done", "result": {"rate": 5e13, "seconds": 1}}]
-STEP = {"case": "em_step", "state": "done", "result": {"seconds": 3.2e-3, "coordinates": 10**9, "peak bytes": 4 * 10**8}}
+STEP = {"case": "em_step", "state": "done",
+        "result": {"seconds": 3.2e-3, "coordinates": 10**9, "peak bytes": 4 * 10**8}}
 
 
 def test_rows_are_counted_judged_and_explained():
@@ -167,8 +168,9 @@ def test_every_row_names_cases_that_exist():
     from scripts.gpu_check.benchmarks import CASES as MEASUREMENTS
 
     names = {case.name for case in MEASUREMENTS}
-    everything = {name: {"seconds": 2.0, "rate": 3.0, "peak bytes": 5, "edges": 7, "particles": 3, "coordinates": 11,
-                         "atoms": 5, "features": 4, "blocks": 2, "replicas": 3, "edges a replica": 20} for name in names}
+    result = {"seconds": 2.0, "rate": 3.0, "peak bytes": 5, "edges": 7, "particles": 3, "coordinates": 11, "atoms": 5,
+              "features": 4, "blocks": 2, "replicas": 3, "edges a replica": 20}
+    everything = dict.fromkeys(names, result)
     for row in rows.ROWS:
         assert {row.case, row.eager or row.case, row.compiled or row.case} <= names
         assert row.value(everything) > 0 and (row.floor is None or row.floor(everything) > 0)
