@@ -15,6 +15,7 @@ from . import systems
 from .cases import Case, Skipped
 from .checks import require
 from .clock import copy_bandwidth, matrix_rate, median_seconds, peak_bytes, seconds_per_step
+from .rows import PRECISIONS
 
 TIME_STEP, DIFFUSION = 1e-6, 0.002  # ps, nm^2/ps: so short that positions hardly move, whatever the parameters
 
@@ -30,6 +31,10 @@ def dipeptide(device: str, n_replicas: int | None = None):
     return model.to(device), systems.replicas(places, n_replicas).to(device)
 
 
+def one_dipeptide(device: str):
+    return dipeptide(device, 1)
+
+
 def globule(device: str):
     """269 beads × 64 replicas, 128 features, 4 blocks; on a CPU 2 replicas of 70 beads."""
     n, replicas, width, n_blocks = (269, 64, 128, 4) if device == "cuda" else (70, 2, 32, 2)
@@ -37,11 +42,12 @@ def globule(device: str):
     return model.to(device), systems.replicas(places, replicas).to(device)
 
 
-def sampler_run(system, resident: bool | None = None):
+def sampler_run(system, resident: bool | None = None, precision: str | None = None):
     """The sampler as a user calls it, by the fastest loop there is unless told otherwise."""
     def run(device: str) -> dict[str, Any]:
+        options = {} if precision is None else systems.precision_of(precision)
         model, x = system(device)
-        sampler = Sampler(model, Spring.from_time_step(TIME_STEP, DIFFUSION), 300, seed=1, resident=resident)
+        sampler = Sampler(model, Spring.from_time_step(TIME_STEP, DIFFUSION), 300, seed=1, resident=resident, **options)
 
         def steps(n: int) -> None:
             sampler.run(x, n, save_every=n)
@@ -225,8 +231,9 @@ CASES = [
     Case("copy bandwidth", copy_bandwidth),
     Case("matrix rate, fp32", matrix_rate("highest")),
     Case("matrix rate, tf32", matrix_rate("high")),
-    Case("resident", sampler_run(dipeptide)),
-    Case("resident, one replica", sampler_run(lambda device: dipeptide(device, 1))),
+    *(Case(f"resident, {precision}", sampler_run(dipeptide, precision=precision)) for precision in PRECISIONS),
+    *(Case(f"resident, one replica, {precision}", sampler_run(one_dipeptide, precision=precision))
+      for precision in PRECISIONS),
     Case("graph path", sampler_run(globule)),
     Case("em_step", em_step(plain=False)),
     Case("spline_conv", spline_conv(plain=False)),
@@ -243,7 +250,7 @@ CASES = [
     Case("neighbor list, molecules, peer", peer_list(molecules, SMALL)),
     Case("neighbor list, one box, peer", peer_list(box_of_particles, LARGE)),
     Case("resident, compiled", compiled_reference(dipeptide)),
-    Case("resident, one replica, compiled", compiled_reference(lambda device: dipeptide(device, 1))),
+    Case("resident, one replica, compiled", compiled_reference(one_dipeptide)),
     Case("graph path, compiled", compiled_reference(globule)),
-    Case("resident, one replica, eager", eager_reference(lambda device: dipeptide(device, 1))),
+    Case("resident, one replica, eager", eager_reference(one_dipeptide)),
 ]

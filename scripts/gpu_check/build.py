@@ -1,7 +1,7 @@
 """The package out of the source tree, without pip and without network: links to the Python files, and the extension.
 
 CMake builds the extension where it finds pybind11's own configuration.  Elsewhere the compilers are called directly,
-with the headers of pybind11 that every torch brings, for one SIMD level and with nothing fused: enough for checks.
+with the headers of pybind11 that every torch brings, and with nothing fused.  Both for the lowest SIMD level alone.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def _by_cmake(folder: Path, architecture: str | None, end: float) -> str:
     nvcc = find_nvcc() if architecture else None
     options = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={_pybind11_of_cmake()}",
                "-DCMAKE_BUILD_TYPE=Release", f"-DSKBUILD_PROJECT_VERSION={_version()}",
-               f"-DDIFFMD_CUDA={'ON' if nvcc else 'OFF'}"]
+               f"-DDIFFMD_CUDA={'ON' if nvcc else 'OFF'}",
+               # as if the compiler knew no higher level: the CPU is what results are compared with, not what is timed
+               "-DDIFFMD_COMPILES_avx2=OFF", "-DDIFFMD_COMPILES_avx512=OFF"]
     if nvcc:
         options += [f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DCMAKE_CUDA_ARCHITECTURES={architecture}-real"]
     if shutil.which("ninja"):
@@ -100,7 +102,8 @@ def _directly(folder: Path, architecture: str | None, end: float) -> str:
     of_bindings = ["-DDIFFMD_HAS_baseline", *(f'-D{name}="{value}"' for name, value in said.items())]
     sources = {path: [compiler, *HOST_FLAGS, "-DDIFFMD_LEVEL=baseline", *include]
                for path in sorted((ROOT / "csrc").glob("*.cpp"))}
-    sources[ROOT / "csrc" / "bindings.cpp"] = [compiler, *HOST_FLAGS, *of_bindings, *include, *here]
+    sources |= {path: [compiler, *HOST_FLAGS, *of_bindings, *include, *here]
+                for path in sources if path.name.startswith("bindings")}
     sources |= {path: [compiler, *HOST_FLAGS, *include] for path in sorted((ROOT / "kernels" / "cuda").glob("*.cpp"))}
     if nvcc:
         target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
@@ -108,7 +111,7 @@ def _directly(folder: Path, architecture: str | None, end: float) -> str:
                     for path in sorted((ROOT / "kernels" / "cuda").glob("*.cu"))}
     made = {path: objects / (path.name + ".o") for path in sources}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        longest_first = sorted(sources, key=lambda path: (path.suffix != ".cu", path.name != "bindings.cpp"))
+        longest_first = sorted(sources, key=lambda path: (path.suffix != ".cu", path.stem[:8] != "bindings"))
         list(pool.map(lambda path: _run([*sources[path], "-c", str(path), "-o", str(made[path])], end),
                       longest_first))
     # nvcc links too: it knows where its runtime is

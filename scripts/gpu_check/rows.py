@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.floors import evaluation
 
 Measured = Mapping[str, Mapping[str, Any]]  # result of every case that came to one, by name
+PRECISIONS = ("tf32", "3xtf32", "fp32")  # of the resident sampler's products; the reference's are float32
 WANTED_ON = "H200"  # the card that the figures were asked of
 
 
@@ -51,7 +52,10 @@ def times(case: str, fast: str):
 
 
 def step_floor(case: str):
-    """Of one step of all replicas: operations at the rate of float32 products, or bytes at that of a copy."""
+    """Of one step of all replicas: operations at the rate of float32 products, or bytes at that of a copy.
+
+    Tensor cores make products faster than that, but not pairs and activations: products in tf32 may pass the floor.
+    """
     def floor(m: Measured) -> float:
         found = m[case]
         count = evaluation(found["atoms"], found["features"], found["blocks"], found["edges a replica"] / 2)
@@ -101,16 +105,23 @@ def memory_ratio(case: str, fast: str):
 
 
 GATHERED, STRICT = spline_floor("spline_conv", True), spline_floor("spline_conv", False)
+
+
+def resident_rows(precision: str) -> list[Row]:
+    many, one = f"resident, {precision}", f"resident, one replica, {precision}"
+    return [
+        Row(f"resident sampler, 22 atoms, 64 features, 3 blocks, card full, products in {precision}", many, rate(many),
+            "replica-steps/s", "at least", 3e6, step_floor(many), "resident, eager", "resident, compiled"),
+        Row("… over the eager reference", many, times("resident, eager", many), "times", "at least", 20),
+        Row("… over the reference under torch.compile and a CUDA graph", many, times("resident, compiled", many),
+            "times", "at least", 4),
+        Row("… over the sampler step by step", many, times("resident, step by step", many), "times"),
+        Row("… one replica", one, seconds(one, 1e6), "µs a step", "at most", 40, step_floor(one),
+            "resident, one replica, eager", "resident, one replica, compiled")]
+
+
 ROWS = [
-    Row("resident sampler, 22 atoms, 64 features, 3 blocks, card full", "resident", rate("resident"), "replica-steps/s",
-        "at least", 3e6, step_floor("resident"), "resident, eager", "resident, compiled"),
-    Row("… over the eager reference", "resident", times("resident, eager", "resident"), "times", "at least", 20),
-    Row("… over the reference under torch.compile and a CUDA graph", "resident",
-        times("resident, compiled", "resident"), "times", "at least", 4),
-    Row("… over the sampler step by step", "resident, step by step", times("resident, step by step", "resident"),
-        "times"),
-    Row("… one replica", "resident, one replica", seconds("resident, one replica", 1e6), "µs a step", "at most", 40,
-        step_floor("resident, one replica"), "resident, one replica, eager", "resident, one replica, compiled"),
+    *(row for precision in PRECISIONS for row in resident_rows(precision)),
     Row("em_step, 10^9 coordinates: part of the copy bandwidth", "em_step", fraction(em_step_floor, "em_step"), "",
         "at least", 0.85, em_step_floor, "em_step, eager"),
     Row("graph path, 269 beads × 64, 128 features, 4 blocks", "graph path", rate("graph path"), "replica-steps/s",

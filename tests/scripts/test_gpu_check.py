@@ -67,7 +67,7 @@ def test_the_whole_entry_on_the_cpu(tmp_path):
     report = json.loads((tmp_path / "gpu-check.json").read_text())
     assert "on the CPU" in report["machine"]["card"]
     found = {case["case"]: case["result"] for case in report["benchmarks"] if case["state"] == "done"}
-    assert found["copy bandwidth"]["rate"] > 0 and found["resident"]["loop"] == "loop in native code"
+    assert found["copy bandwidth"]["rate"] > 0 and found["resident, fp32"]["loop"] == "loop in native code"
     assert not any(row.get("judged") for row in report["rows"])
     assert "says nothing about a GPU" in (tmp_path / "gpu-check.md").read_text()
 
@@ -154,14 +154,15 @@ STEP = {"case": "em_step", "state": "done",
 
 
 def test_rows_are_counted_judged_and_explained():
-    lines = rows.judge(rows.ROWS, [*RATES, STEP, {"case": "resident", "state": "error", "why": "it crashed"}], "X H200")
+    crashed = {"case": "resident, tf32", "state": "error", "why": "it crashed"}
+    lines = rows.judge(rows.ROWS, [*RATES, STEP, crashed], "X H200")
     by_work = {line["work"].split(":")[0]: line for line in lines}
     step = by_work["em_step, 10^9 coordinates"]
     assert step["floor seconds"] == pytest.approx(3e-3) and step["measured"] == pytest.approx(3 / 3.2)
     assert step["reached"] and step["judged"] and step["eager"] == {"why": "not measured"}
     assert step["over floor"] == pytest.approx(3.2 / 3)
     resident = next(line for line in lines if line["work"].startswith("resident"))
-    assert resident["measured"] is None and resident["why"] == "resident: it crashed"
+    assert resident["measured"] is None and resident["why"] == "resident, tf32: it crashed"
     slow = rows.judge(rows.ROWS, [*RATES, {**STEP, "result": {**STEP["result"], "seconds": 4e-3}}], "X H200")
     assert not next(line for line in slow if line["work"].startswith("em_step"))["reached"]
     elsewhere = rows.judge(rows.ROWS, [*RATES, STEP], "another card")
