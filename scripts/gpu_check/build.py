@@ -74,7 +74,8 @@ def _by_cmake(folder: Path, architecture: str | None, end: float) -> str:
                "-DCMAKE_BUILD_TYPE=Release", f"-DSKBUILD_PROJECT_VERSION={_version()}",
                f"-DDIFFMD_CUDA={'ON' if nvcc else 'OFF'}",
                # as if the compiler knew no higher level: the CPU is what results are compared with, not what is timed
-               "-DDIFFMD_COMPILES_avx2=OFF", "-DDIFFMD_COMPILES_avx512=OFF"]
+               "-DDIFFMD_COMPILES_avx2=OFF", "-DDIFFMD_COMPILES_avx512=OFF",
+               "-DCMAKE_INTERPROCEDURAL_OPTIMIZATION=OFF"]  # pybind11's default takes as long as the rest
     if nvcc:
         options += [f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DCMAKE_CUDA_ARCHITECTURES={architecture}-real"]
     if shutil.which("ninja"):
