@@ -61,7 +61,7 @@ class Report:
 
 
 def main(words: list[str] | None = None) -> int:
-    options, started = parse(words), time.monotonic()
+    options, started = parser().parse_args(words), time.monotonic()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     machine = ask_machine(options.device)
@@ -93,14 +93,14 @@ def main(words: list[str] | None = None) -> int:
     return 1 if report.failed() else 0
 
 
-def parse(words: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="gpu-check", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda",
-                        help="cpu: the same checks through the native code, at small sizes")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-check", metavar="FOLDER")
-    parser.add_argument("--seconds", type=float, default=470, help="for everything; default %(default)s")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
-    return parser.parse_args(words)
+def parser() -> argparse.ArgumentParser:
+    words = argparse.ArgumentParser(prog="gpu-check", description=__doc__.splitlines()[0])
+    words.add_argument("--device", choices=("cuda", "cpu"), default="cuda",
+                       help="cpu: the same checks through the native code, at small sizes")
+    words.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-check", metavar="FOLDER")
+    words.add_argument("--seconds", type=float, default=470, help="for everything; default %(default)s")
+    words.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
+    return words
 
 
 def ask_machine(device: str) -> dict[str, Any]:
