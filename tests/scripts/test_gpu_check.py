@@ -62,8 +62,8 @@ def test_direct_build_and_checks_on_the_cpu(tmp_path):
 def test_the_whole_entry_on_the_cpu(tmp_path):
     """In the time that it is given, into which not everything fits; what there is is on disk."""
     started = time.monotonic()
-    said = entry("--device", "cpu", "--out", str(tmp_path), "--seconds", "240", "--only", "benchmarks")
-    assert time.monotonic() - started < 270 and said.returncode == 0, said.stderr
+    said = entry("--device", "cpu", "--out", str(tmp_path), "--seconds", "400", "--only", "benchmarks")
+    assert time.monotonic() - started < 430 and said.returncode == 0, said.stderr
     report = json.loads((tmp_path / "gpu-check.json").read_text())
     assert "on the CPU" in report["machine"]["card"]
     found = {case["case"]: case["result"] for case in report["benchmarks"] if case["state"] == "done"}
