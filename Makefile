@@ -6,7 +6,7 @@ STAMP := $(VENV)/.diffmd-installed
 TEST_STAMP := $(VENV)/.diffmd-test-installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup build demo test test-slow test-sanitize fuzz lint bench validate dashboard clean
+.PHONY: help setup build demo test test-slow test-sanitize fuzz gpu-check lint bench validate dashboard clean
 help:             ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
@@ -48,6 +48,11 @@ test-sanitize: $(SANITIZE_STAMP)  ## the tests of native code under AddressSanit
 FUZZ_SECONDS ?= 60
 fuzz: $(SANITIZE_STAMP)  ## random shapes, values and files under the sanitizers, FUZZ_SECONDS=60
 	$(SANITIZED)/bin/python scripts/sanitized.py run -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_OPTIONS)
+
+# On a machine with a card, in that machine's own python: nothing is installed, and .venv is not looked at.
+GPU_PYTHON ?= python3
+gpu-check:        ## is the GPU side right on this card, and how fast is it; under 8 minutes (GPU_PYTHON, GPU_OPTIONS)
+	@$(GPU_PYTHON) -m scripts.gpu_check $(GPU_OPTIONS)
 
 lint:             ## style of Python and C++
 	$(BIN)/python -m pip install -q -c constraints.txt ruff

@@ -28,17 +28,18 @@ class Count:
         return self.operations / self.bytes
 
 
-def evaluation(atoms: int, features: int = FEATURES, blocks: int = BLOCKS) -> Count:
-    """Energy and score of one molecule, all pairs.
+def evaluation(atoms: int, features: int = FEATURES, blocks: int = BLOCKS, pairs: float | None = None) -> Count:
+    """Energy and score of one molecule; all pairs unless their number is given.
 
     Per block three products [atoms, F] x [F, F] forward and three backward, and one of each for the readout.  Per
     pair and feature, forward: the filter (4 multiply-adds) and a message each way (2); backward: filter and slope (8),
     the slope's factor (3), a message each way (2).  silu and its slope about 30 operations.  Weights stay in the L2.
     """
     products = 2 * atoms * features**2 * (6 * blocks + 2)
-    pairs = atoms * (atoms - 1) // 2 * features * blocks * 2 * (6 + 13)
+    n_pairs = atoms * (atoms - 1) // 2 if pairs is None else pairs
+    of_pairs = n_pairs * features * blocks * 2 * (6 + 13)
     activations = 30 * atoms * features * (blocks + 1)
-    return Count(products + pairs + activations, 24 * atoms + 4)
+    return Count(products + of_pairs + activations, 24 * atoms + 4)
 
 
 def spline_conv(which: str) -> Count:

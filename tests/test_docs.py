@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from scripts.gpu_check.__main__ import parser
 
 from diffmd_fast.cli import cli
 
@@ -22,8 +23,9 @@ def test_the_example_of_the_readme_runs(monkeypatch, capsys):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_options_exist(page):
+    of_gpu_check = {name for action in parser()._actions for name in action.option_strings}
     there = {name for command in (cli, *cli.commands.values()) for option in command.params for name in option.opts}
-    there |= {"--help", "--no-deps", "--set-commit-hash", "--nproc-per-node"}
+    there |= of_gpu_check | {"--help", "--no-deps", "--set-commit-hash", "--nproc-per-node"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / page).read_text())) <= there
 
 
