@@ -40,6 +40,7 @@ def near_candidates(points, box, candidates, held, row, slot, n_nodes, n_atoms, 
     count = tl.load(held + row, mask=row < n_nodes, other=0)
     both = (slot[None, :] < count[:, None]) & (slot < n_slots)[None, :]
     other = tl.load(candidates + row[:, None] * n_slots + slot[None, :], mask=both, other=0).to(tl.int64)
+    both = both & (other >= 0) & (other < n_nodes)  # the host cannot look at them first
     near, image = near_nodes(points, box, row, other, both, n_nodes, n_atoms, reach, IN_BOX, False, False)
     return near, other, image
 

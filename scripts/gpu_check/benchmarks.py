@@ -45,7 +45,7 @@ def globule(device: str):
 def sampler_run(system, resident: bool | None = None, precision: str | None = None):
     """The sampler as a user calls it, by the fastest loop there is unless told otherwise."""
     def run(device: str) -> dict[str, Any]:
-        options = {} if precision is None else systems.precision_of(precision)
+        options = {} if precision is None else {"precision": precision}
         model, x = system(device)
         sampler = Sampler(model, Spring.from_time_step(TIME_STEP, DIFFUSION), 300, seed=1, resident=resident, **options)
 

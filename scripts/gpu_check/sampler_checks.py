@@ -88,7 +88,7 @@ def emulation(system: str, n_replicas: int, integrator: str, precision: str = "f
         if device == "cpu":
             raise Skipped("the emulation is what a card is compared with")
         model, x, spring = start(system, n_replicas, device)
-        options = {"resident": True, **systems.precision_of(precision)}
+        options = {"resident": True, "precision": precision}
         sampler = sampler_of(model, spring, integrator, **options)
         must_be_resident(sampler, x)
         emulated = sampler_of(copy.deepcopy(model).cpu(), spring, integrator, **options)

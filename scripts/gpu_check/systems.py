@@ -12,20 +12,10 @@ from torch import Tensor
 from diffmd_fast.models import SchNet
 from diffmd_fast.sampling import Sampler
 
-from .cases import Skipped
 
 # Alanine dipeptide with its hydrogens: acetyl, alanine, methylamide, each atom beside its parent.
 DIPEPTIDE_BONDS = [(0, 1), (1, 2), (1, 3), (1, 4), (4, 5), (4, 6), (6, 7), (6, 8), (8, 9), (8, 10), (10, 11), (10, 12),
                    (10, 13), (8, 14), (14, 15), (14, 16), (16, 17), (16, 18), (18, 19), (18, 20), (18, 21)]
-
-
-def precision_of(name: str) -> dict[str, Any]:
-    """The sampler's argument for products in ``name``; a sampler without it has float32 alone."""
-    if "precision" in inspect.signature(Sampler).parameters:
-        return {"precision": name}
-    if name != "fp32":
-        raise Skipped(f"this version's sampler has no products in {name}")
-    return {}
 
 
 def tree(bonds: list[tuple[int, int]], length: float = 0.15, apart: float = 0.13, seed: int = 7) -> Tensor:

@@ -34,15 +34,16 @@ SHARE = 0.7
 class TwoShapes(Energy):
     """-log of p_sigma = sum_k w_k N(x; shape_k, WIDTH^2 + sigma^2), centre of mass free: exact at every noise level.
 
-    ``low_noise_share``: w_0 at noise levels below 0.01 nm, SHARE above it.
+    ``low_noise_share``: w_0 at noise levels below 0.01 nm, SHARE above it.  ``molecule``: None leaves reverse diffusion
+    no bond to turn.
     """
 
     noise_level, noise_levels, spread = 0.002, (0.002, 0.5), None
-    temperature, n_atoms, molecule = 300.0, 4, MOLECULE
+    temperature, n_atoms = 300.0, 4
 
-    def __init__(self, low_noise_share: float = SHARE):
+    def __init__(self, low_noise_share: float = SHARE, molecule: Molecule | None = MOLECULE):
         super().__init__()
-        self.low_noise_share = low_noise_share
+        self.low_noise_share, self.molecule = low_noise_share, molecule
 
     def forward(self, positions, noise_level):
         x = positions - positions.mean(1, keepdim=True)
@@ -92,8 +93,8 @@ def test_faces_of_an_exact_model_agree(exact):
 
 
 def test_a_wrong_score_at_small_noise_shows_in_the_simulation_alone(snapshots, reference):
-    """The run relaxes to shares that the generation never had."""
-    result = consistency(TwoShapes(low_noise_share=0.2), snapshots, reference=reference, **SMALL)
+    """The run relaxes to shares that the generation never had, as no move of its takes it from shape to shape."""
+    result = consistency(TwoShapes(low_noise_share=0.2, molecule=None), snapshots, reference=reference, **SMALL)
     for face in ("generated", "snapshots", "reference"):
         wrong = result.find("simulated", face)
         assert wrong.level == "bad" and wrong.divergence > wrong.floor.quantile_95 + 0.02, wrong
@@ -101,6 +102,16 @@ def test_a_wrong_score_at_small_noise_shows_in_the_simulation_alone(snapshots, r
         right = result.find("generated", face)
         assert right.excess < 6 * right.floor.sd, right
     assert result.level == "bad" and "DIFFERENT" in table(result)
+
+
+def test_turned_bonds_show_it_in_the_generation_too(snapshots, reference):
+    """Both faces then have the shares of small noise, and both differ from the data."""
+    result = consistency(TwoShapes(low_noise_share=0.2), snapshots, reference=reference, **SMALL)
+    for face in ("generated", "simulated"):
+        for truth in ("snapshots", "reference"):
+            assert result.find(face, truth).level == "bad", (face, truth)
+    both = result.find("generated", "simulated")
+    assert both.excess < 6 * both.floor.sd, both
 
 
 def test_what_is_written(exact, tmp_path):

@@ -172,7 +172,8 @@ def test_starting_outside_the_support_is_refused():
 # ---- models that offer less, and bad input -----------------------------------------------------------
 
 
-def test_a_score_is_enough():
+def test_a_score_is_enough(monkeypatch):
+    monkeypatch.setattr("diffmd_fast.backend._said", set())  # it is said once, and other tests have ScoreOnly, too
     seen = []
     with pytest.warns(UserWarning, match="no attribute temperature; its T0 is taken to be 300 K"):
         sampler = Sampler(ScoreOnly(), SPRING, temperature=450, seed=7)

@@ -179,7 +179,7 @@ def _nothing(*_):
     return None
 
 
-# Steps of FixedList: without gradient, and on CUDA tensors the indices among candidates are trusted.
+# Steps of FixedList: without gradient, and on CUDA tensors candidates that are no nodes are left out without a word.
 define("list_candidates_(Tensor points, Tensor box, float reach, Tensor stale, Tensor(a!) candidates, "
        "Tensor(b!) counts) -> ()", _list_plain, _nothing, _list_plain, _list_triton)
 define("pack_candidates_(Tensor points, Tensor wraps, Tensor box, float cutoff, Tensor candidates, Tensor counts, "

@@ -262,12 +262,18 @@ def _fake_double_backward(along_features, along_positions, along_coefficients, g
     return _empty(graph[0]), _empty(graph[0]), _empty(graph[1], wanted[0]), _empty(graph[2], wanted[1])
 
 
-# ---- for steps captured in a graph: the list is trusted, and may have room behind its last edge -------------
+# ---- for steps captured in a graph: without looking at the list, which may have room behind its last edge ----
 def _cut(graph: tuple) -> tuple:
     """On the CPU the list is checked as ever, without what is behind its last edge."""
     *nodes, row_ptr, col, offsets, cutoff = graph
     n_edges = max(0, int(row_ptr[-1])) if row_ptr.numel() else 0
     return *nodes, row_ptr, col[:n_edges], offsets[:n_edges], cutoff
+
+
+def _within(graph: tuple) -> tuple:
+    """On a GPU the host does not look at the list: what leads out of the arrays is led to their ends."""
+    *nodes, row_ptr, col, offsets, cutoff = _check_graph(graph)
+    return *nodes, row_ptr.clamp(0, col.numel()), col.clamp(0, nodes[0].shape[0] - 1), offsets, cutoff
 
 
 def _cpu_unchecked(*graph):
@@ -277,7 +283,7 @@ def _cpu_unchecked(*graph):
 def _triton_unchecked(*graph):
     from ..kernels.triton import spline_conv as kernels
 
-    return kernels.forward(*_check_graph(graph))
+    return kernels.forward(*_within(graph))
 
 
 def _cpu_backward_unchecked(grad, *arguments):
@@ -287,7 +293,7 @@ def _cpu_backward_unchecked(grad, *arguments):
 def _triton_backward_unchecked(grad, *arguments):
     from ..kernels.triton import spline_conv as kernels
 
-    graph = _check_graph(arguments[:7])
+    graph = _within(arguments[:7])
     return kernels.backward(_aligned("grad", grad, graph[0]), *graph, arguments[7], True, False)[:2]
 
 

@@ -124,17 +124,23 @@ def _triton(positions, quadruples):
     return kernels.angles(positions, quadruples)
 
 
+def _within(positions, quadruples):
+    """The host does not look at the quadruples of a GPU: what is no atom becomes the first or the last."""
+    return quadruples.clamp(0, max(0, positions.shape[1] - 1))
+
+
 def _triton_unchecked(positions, quadruples):
     from ..kernels.triton import torsions as kernels
 
-    return kernels.angles(*_checked(positions, quadruples)[:2])
+    positions, quadruples = _checked(positions, quadruples)[:2]
+    return kernels.angles(positions, _within(positions, quadruples))
 
 
 def _triton_backward_unchecked(grad_output, positions, quadruples):
     from ..kernels.triton import torsions as kernels
 
     positions, quadruples, grad_output, _ = _checked(positions, quadruples, grad_output)
-    return kernels.gradient(grad_output, positions, quadruples)
+    return kernels.gradient(grad_output, positions, _within(positions, quadruples))
 
 
 def _triton_backward(grad_output, positions, quadruples):
@@ -187,7 +193,7 @@ define("torsions_backward(Tensor grad_output, Tensor positions, Tensor quadruple
 define("torsions_double_backward(Tensor cotangent, Tensor grad_output, Tensor positions, Tensor quadruples) "
        "-> (Tensor, Tensor)", _cpu_double_backward, _fake_double_backward, _other_double_backward,
        _triton_double_backward)
-# For steps captured in a graph: the same without gradient, and on CUDA tensors the quadruples are trusted.
+# For steps captured in a graph: the same without gradient, and without looking at the quadruples of CUDA tensors.
 define("torsions_unchecked(Tensor positions, Tensor quadruples) -> Tensor", _cpu, _fake, triton=_triton_unchecked)
 define("torsions_backward_unchecked(Tensor grad_output, Tensor positions, Tensor quadruples) -> Tensor",
        _cpu_backward, _fake_backward, triton=_triton_backward_unchecked)
