@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffmd_fast.models import SchNet
-from diffmd_fast.sampling import Sampler
-
 
 # Alanine dipeptide with its hydrogens: acetyl, alanine, methylamide, each atom beside its parent.
 DIPEPTIDE_BONDS = [(0, 1), (1, 2), (1, 3), (1, 4), (4, 5), (4, 6), (6, 7), (6, 8), (8, 9), (8, 10), (10, 11), (10, 12),

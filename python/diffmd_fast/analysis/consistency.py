@@ -4,7 +4,8 @@ A diffusion model's score is used at every noise level when it generates frames 
 it runs as dynamics.  Nothing forces the two to agree: the small-noise score can be wrong where generation is right
 (Plainer et al., arXiv 2506.17139, measured it for alanine dipeptide) and the other way round.  Where
 `reverse_diffusion` turns bonds by the energies of each level, a wrong share of small noise shows in both faces, and
-against the snapshots.  `consistency` measures all of them against one another, every divergence with its sampling floor (`divergence.py`).
+against the snapshots.  `consistency` measures all of them against one another, every divergence with its sampling
+floor (`divergence.py`).
 """
 
 from __future__ import annotations
