@@ -24,7 +24,7 @@ from .learned import DATA, ROOT, force_row, need_data, read, trained
 from .measure import Part, Row, number
 
 DIFFUSION = 0.00207861565453831  # nm^2/ps, of the reference's Brownian runs
-BROWNIAN = Path(__file__).with_name("ala2_brownian.json")  # 7.2 ns beside the 4.75 ns of ../shared/data, which has 5 hops
+BROWNIAN = Path(__file__).with_name("ala2_brownian.json")  # 7.2 ns beside the 4.75 ns of ../shared/data
 BASINS = {"alphaR": 1, "beta_PPII": 2}  # names of the reference's summary, numbers of ramachandran_basin
 
 
