@@ -24,8 +24,7 @@ from .learned import DATA, ROOT, force_row, need_data, read, trained
 from .measure import Part, Row, number
 
 DIFFUSION = 0.00207861565453831  # nm^2/ps, of the reference's Brownian runs
-# By ../shared/data/make/ala2_brownian.py, run for longer than the summary in ../shared/data, which has five hops.
-BROWNIAN = Path(__file__).with_name("ala2_brownian.json")
+BROWNIAN = Path(__file__).with_name("ala2_brownian.json")  # 7.2 ns beside the 4.75 ns of ../shared/data
 BASINS = {"alphaR": 1, "beta_PPII": 2}  # names of the reference's summary, numbers of ramachandran_basin
 
 
@@ -115,7 +114,7 @@ def all_atoms() -> Part:
 
 def dynamics(part: Part, system: str, model, snapshots: Snapshots) -> None:
     """Short-time curves from each basin and exchange rates against Brownian dynamics with the true forces."""
-    reference = json.loads(BROWNIAN.read_text())
+    reference = pooled(need_data("ala2_brownian_300K_summary.json"), BROWNIAN)
     x = torch.as_tensor(snapshots.positions)
     quadruples = np.array([[4, 6, 8, 14], [6, 8, 14, 16]])
     angles = dihedral_angles(snapshots.positions, quadruples)
@@ -141,6 +140,22 @@ def dynamics(part: Part, system: str, model, snapshots: Snapshots) -> None:
     part.pictures.append((short_time_figure(curves), "1 − ⟨cos Δφ⟩ and 1 − ⟨cos Δψ⟩ from either basin: run and "
                           "Brownian dynamics with the true forces."))
     exchange(part, system, hops, interval, reference["hops"])
+
+
+def pooled(*summaries: Path) -> dict:
+    """Hops, and curves weighted by the frames that they start from, of runs that ala2_brownian.py has summed up."""
+    runs = [json.loads(path.read_text()) for path in summaries]
+    counted = ("alphaR_to_beta", "beta_to_alphaR", "ps_in_alphaR", "ps_in_beta")
+    result: dict = {"hops": {key: sum(run["hops"][key] for run in runs) for key in counted}}
+    for basin in BASINS:
+        tables = [run[f"short_time_from_{basin}"] for run in runs]
+        weight = np.array([table["start_frames"] for table in tables], float)
+        weight /= weight.sum()
+        result[f"short_time_from_{basin}"] = {"lag_ps": tables[0]["lag_ps"]} | {
+            name: weight @ np.array([table[name] for table in tables]) for name in ("phi", "psi")} | {
+            f"{name}_err": np.sqrt(weight**2 @ np.array([table[f"{name}_err"] for table in tables]) ** 2)
+            for name in ("phi", "psi")}
+    return result
 
 
 def in_basin(angles: np.ndarray, basin: str) -> np.ndarray:
