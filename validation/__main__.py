@@ -141,7 +141,8 @@ def document() -> str:
     rows = [row for result in results.values() for row in result["rows"] if row["reached"] is not None]
     missed = [row for row in rows if not row["reached"]]
     seconds = sum(result["seconds"] for result in results.values())
-    lines = [f"{len(rows) - len(missed)} of {len(rows)} reached; {seconds / 60:.0f} minutes in all."]
+    lines = [f"{len(rows) - len(missed)} of {len(rows)} reached; {seconds / 60:.0f} minutes of one core in all, "
+             "without training models that were kept."]
     absent = [name for name in PARTS if name not in results]
     if absent:
         lines.append(f"Not run: {', '.join(absent)}.")
