@@ -1,7 +1,7 @@
 """Run the validation and write docs/validation.md.
 
     python -m validation                       # every part; the page says what each took
-    python -m validation harmonic double_well  # only these; the page keeps the others' last results
+    python -m validation harmonic double_well  # only these; the page has them and what else is in validation-output/
     python -m validation --page                # the page again from the results there are
 
 Each part runs on one thread in a process of its own, whose time and memory are stated; as many run at once as there are
@@ -73,7 +73,7 @@ def main() -> None:
 
 def run_parts(names: list[str]) -> list[str]:
     """Run them, the longest first, and return those that failed; Ctrl-C stops the parts that run."""
-    names = sorted(names, key=lambda name: (name not in LONGEST, LONGEST.index(name) if name in LONGEST else 0))
+    names = [name for name in LONGEST if name in names] + [name for name in names if name not in LONGEST]
     started, failed = time.monotonic(), []
     pool = ThreadPoolExecutor(os.cpu_count())
     parts = {pool.submit(run_apart, name): name for name in names}
@@ -141,8 +141,8 @@ def document() -> str:
     rows = [row for result in results.values() for row in result["rows"] if row["reached"] is not None]
     missed = [row for row in rows if not row["reached"]]
     seconds = sum(result["seconds"] for result in results.values())
-    lines = [f"{len(rows) - len(missed)} of {len(rows)} reached; {seconds / 60:.0f} minutes of one core in all, "
-             "without training models that were kept."]
+    lines = [f"{len(rows) - len(missed)} of {len(rows)} reached; the parts took {seconds / 60:.0f} minutes "
+             "together by the clock, without training models that were kept."]
     absent = [name for name in PARTS if name not in results]
     if absent:
         lines.append(f"Not run: {', '.join(absent)}.")
