@@ -26,15 +26,15 @@ diffmd::SchNet<T> schnet_call(const py::dict& model, const py::dict& place, std:
   };
   const diffmd::SchNet<T> call{
       n_replicas, size("n_atoms"), size("n_features"), size("n_blocks"), size("n_coefficients"), size("n_torsions"),
-      size("n_springs"), model["cutoff"].cast<double>(), model["centre_stiffness"].cast<double>(),
-      atoms("quadruples"), atoms("spring_pairs"), of("embedding"), of("torsion_weights"), of("project"),
-      of("project_transposed"), of("coefficients"), of("first"), of("first_transposed"), of("first_bias"),
-      of("second"), of("second_transposed"), of("second_bias"), of("readout"), of("readout_transposed"),
-      of("readout_bias"), of("readout_out"), of("spring_stiffness"), of("spring_mean"), at<T>(positions),
-      at<T>(energy), at<T>(score), n_threads < 1 ? 1 : n_threads};
+      size("n_springs"), size("n_harmonics"), model["cutoff"].cast<double>(), model["centre_stiffness"].cast<double>(),
+      atoms("quadruples"), atoms("spring_pairs"), of("embedding"), of("torsion_weights"), of("torsion_series"),
+      of("project"), of("project_transposed"), of("coefficients"), of("first"), of("first_transposed"),
+      of("first_bias"), of("second"), of("second_transposed"), of("second_bias"), of("readout"),
+      of("readout_transposed"), of("readout_bias"), of("readout_out"), of("spring_stiffness"), of("spring_mean"),
+      at<T>(positions), at<T>(energy), at<T>(score), n_threads < 1 ? 1 : n_threads};
   const bool whole = call.n_features >= 0 && call.n_features % diffmd::kFeatureMultiple == 0;
   if (call.n_atoms < 1 || !whole || call.n_blocks < 0 || call.n_coefficients < 4 || call.n_torsions < 0 ||
-      call.n_springs < 0)
+      call.n_springs < 0 || call.n_harmonics < 0)
     throw py::value_error("sizes: expected at least 1 atom and 4 coefficients, and features padded to a multiple of " +
                           std::to_string(diffmd::kFeatureMultiple));
   check("quadruples", 4 * call.n_torsions);

@@ -233,6 +233,12 @@ template <typename T> void find_angles(const SchNet<T>& call, const T* x, T* ang
   }
 }
 
+// The series of torsion t, from its sine and cosine.
+template <typename T> DIFFMD_INLINE TorsionSeries<T> series_at(const SchNet<T>& call, std::int64_t t, const T* angles) {
+  return torsion_series(call.torsion_series + 2 * t * call.n_harmonics, call.n_harmonics, angles[2 * t],
+                        angles[2 * t + 1]);
+}
+
 // Springs and the pull to the centre: energy returned, gradient added. The two do not overlap; not told so, GCC makes a
 // vector and a scalar copy that round differently and picks one by their distance, which depends on the batch.
 template <typename T>
@@ -346,9 +352,10 @@ template <typename T> void embed_backward(const Block<T>& block) {
           cosine += load(weights + n + f) * load(grad_h + f);
         }
       }
+      const TorsionSeries<T> series = series_at(call, t, block.angles(r));
       const Bonds<T> bonds = bonds_of(block.x(r), atom);
-      const Bonds<T> g = gradient_of(angle_of<T>(bonds.b1, bonds.b2, bonds.b3), bonds, sum_of<T>(sine),
-                                     sum_of<T>(cosine));
+      const Bonds<T> g = gradient_of(angle_of<T>(bonds.b1, bonds.b2, bonds.b3), bonds,
+                                     sum_of<T>(sine) + series.by_sine, sum_of<T>(cosine) + series.by_cosine);
       const T parts[9] = {g.b1.x, g.b1.y, g.b1.z, g.b2.x, g.b2.y, g.b2.z, g.b3.x, g.b3.y, g.b3.z};
       for (int k = 0; k < 9; ++k) {
         block.gradient(r)[3 * atom[k / 3 + 1] + k % 3] += parts[k];
@@ -414,6 +421,7 @@ template <typename T> void evaluate(const Block<T>& block) {
   forward(block);
   for (std::int64_t r = 0; r < block.count; ++r) {
     double energy = add_springs(call, block.x(r), block.gradient(r));
+    for (std::int64_t t = 0; t < call.n_torsions; ++t) energy += double(series_at(call, t, block.angles(r)).energy);
     for (std::int64_t a = 0; a < call.n_atoms; ++a) {
       Pack<T> sum = fill<T>(T(0));
       const T* u = block.row(block.w.u, r) + a * n;

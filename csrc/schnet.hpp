@@ -3,7 +3,8 @@
 //
 //   h_i = embedding_i + sum over torsions, roles of i: sin * w_sin + cos * w_cos
 //   per block: p = h project, m_i = sum_{j != i} p_j * W(r_ij), h += second(silu(first(m)))
-//   E = sum_i readout_out . silu(readout(h_i)) + 1/2 sum_springs k (r - r0)^2 + 1/2 k_c sum_i |x_i - mean x|^2
+//   E = sum_i readout_out . silu(readout(h_i)) + sum over torsions, n: a_n sin(n phi) + b_n cos(n phi)
+//       + 1/2 sum_springs k (r - r0)^2 + 1/2 k_c sum_i |x_i - mean x|^2
 //
 // The result of a replica depends on that replica alone, to the last bit: not on the batch, its place there, or the
 // number of threads. A replica with a position that is not finite gives NaN.
@@ -20,6 +21,7 @@ template <typename T> struct SchNet {
   std::int64_t n_blocks;             // B
   std::int64_t n_coefficients;       // K = intervals + 3 of a spline, at least 4
   std::int64_t n_torsions, n_springs;
+  std::int64_t n_harmonics;          // of every torsion's series; 0 for none
   double cutoff;                     // nm, above 0
   double centre_stiffness;           // 1/nm^2; 0 for none
   const std::int64_t* quadruples;    // [n_torsions, 4] atoms in range
@@ -27,6 +29,7 @@ template <typename T> struct SchNet {
   // Matrices are [in, out], their transposes [out, in].
   const T* embedding;                // [n_atoms, F]
   const T* torsion_weights;          // [n_torsions, 4 roles, (sin, cos), F]
+  const T* torsion_series;           // [n_torsions, n_harmonics, (sin, cos)] kT0
   const T *project, *project_transposed;  // [B, F, F]
   const T* coefficients;             // [B, K, F]
   const T *first, *first_transposed, *first_bias;     // [B, F, F] twice, [B, F]

@@ -1,4 +1,5 @@
-// The torsion formula of csrc/torsions.hpp and its gradient, shared by csrc/torsions.cpp and csrc/schnet.cpp.
+// The torsion formula of csrc/torsions.hpp and its gradient, shared by csrc/torsions.cpp and csrc/schnet.cpp, and the
+// Fourier series of one torsion.
 // S is a number, or a number with its derivative along a direction (Dual in torsions.cpp).
 #pragma once
 #include <cmath>
@@ -59,6 +60,28 @@ DIFFMD_INLINE Bonds<S> gradient_of(const Angle<S>& angle, const Bonds<S>& bonds,
   const S grad_length = grad_y * angle.volume * inverse(angle.length);
   return {grad_volume * angle.n2 + cross(bonds.b2, grad_n1),
           grad_length * bonds.b2 + cross(grad_n1, bonds.b1) + cross(bonds.b3, grad_n2), cross(grad_n2, bonds.b2)};
+}
+
+template <typename T> struct TorsionSeries {
+  T energy, by_sine, by_cosine;
+};
+
+// sum over n = 1 .. n_harmonics of a_n sin(n phi) + b_n cos(n phi), coefficients (a_n, b_n) one after another, and its
+// derivatives by sine and cosine: Horner's rule for the real part of sum (b_n - i a_n) z^n with z = cosine + i sine.
+// Straight angles, where |z| falls to 0, take it smoothly to 0.
+template <typename T>
+DIFFMD_INLINE TorsionSeries<T> torsion_series(const T* coefficients, std::int64_t n_harmonics, T sine, T cosine) {
+  T real = T(0), imaginary = T(0), real_slope = T(0), imaginary_slope = T(0);
+  for (std::int64_t n = n_harmonics; n >= 0; --n) {
+    const T a = n > 0 ? coefficients[2 * n - 2] : T(0), b = n > 0 ? coefficients[2 * n - 1] : T(0);
+    const T slope = real_slope * cosine - imaginary_slope * sine + real;
+    imaginary_slope = real_slope * sine + imaginary_slope * cosine + imaginary;
+    real_slope = slope;
+    const T value = real * cosine - imaginary * sine + b;
+    imaginary = real * sine + imaginary * cosine - a;
+    real = value;
+  }
+  return {real, -imaginary_slope, real_slope};
 }
 
 }  // namespace DIFFMD_LEVEL

@@ -34,7 +34,7 @@ def schnet(n_atoms: int, n_blocks: int = 3, n_features: int = 64) -> SchNet:
     torch.manual_seed(0)
     bonds = [(i, i + 1) for i in range(n_atoms - 1)]
     springs = {"pairs": bonds, "mean": [0.15] * len(bonds), "variance": [1e-5] * len(bonds)}
-    return SchNet(n_atoms, n_features, n_blocks, bonds=bonds, springs=springs, spread=0.02)
+    return SchNet(n_atoms, n_features, n_blocks, bonds=bonds, springs=springs, spread=0.02, n_harmonics=6)
 
 
 def median_seconds(call, repeats: int = 7) -> float:

@@ -25,7 +25,7 @@ struct BlockMemory {
   float *h, *m, *u;                             // [n_rows, stride]
   float *p, *slope;                             // [n_blocks, n_rows, stride] twice: kept for the backward pass
   Near* near;                                   // [m, n_atoms, n_atoms]
-  float* angles;                                // [m, n_torsions, (sine, cosine)]
+  float *angles, *torsion_energy;               // [m, n_torsions, (sine, cosine)], [m, n_torsions]
   float* role_gradient;                         // [m, n_torsions, 4 roles, (sine, cosine)]
   float* torsion_gradient;                      // [m, n_torsions, 4 roles, 3]
   float* spring_gradient;                       // [m, n_springs, 3]: of the first atom; the second has minus that
@@ -65,6 +65,7 @@ DIFFMD_HOST_DEVICE inline std::size_t cut_block(const SchNet<float>& model, int 
   cutter.take(&out->slope, blocks * features);
   cutter.take(&out->near, atoms * n);
   cutter.take(&out->angles, 2 * m * model.n_torsions);
+  cutter.take(&out->torsion_energy, m * model.n_torsions);
   cutter.take(&out->role_gradient, 8 * m * model.n_torsions);
   cutter.take(&out->torsion_gradient, 12 * m * model.n_torsions);
   cutter.take(&out->spring_gradient, 3 * m * model.n_springs);
@@ -304,6 +305,20 @@ template <Precision precision> struct BlockSchNet {
     return {b[0], b[1], b[2]};
   }
 
+  DIFFMD_DEVICE TorsionSeries<float> series_of_torsion(int item) const {
+    const std::int64_t first = 2 * (item % n_torsions) * model.n_harmonics;
+    return torsion_series(model.torsion_series + first, model.n_harmonics, memory.angles[2 * item],
+                          memory.angles[2 * item + 1]);
+  }
+
+  DIFFMD_DEVICE void torsion_of(int item) const {
+    const Bonds<float> bonds = bonds_of(item / n_torsions, item % n_torsions);
+    const Angle<float> angle = angle_of<float>(bonds.b1, bonds.b2, bonds.b3);
+    memory.angles[2 * item] = angle.sine;
+    memory.angles[2 * item + 1] = angle.cosine;
+    memory.torsion_energy[item] = series_of_torsion(item).energy;
+  }
+
   DIFFMD_DEVICE void spring_of(int item) const {
     const int molecule = item / n_springs, s = item % n_springs;
     const float* x = memory.x + 3 * molecule * n;
@@ -324,12 +339,7 @@ template <Precision precision> struct BlockSchNet {
 
   DIFFMD_DEVICE void geometry() const {
     lanes.phase(count * n * n, [&](int item) { near_of(item); },
-                count * n_torsions, [&](int item) {
-                  const Bonds<float> bonds = bonds_of(item / n_torsions, item % n_torsions);
-                  const Angle<float> angle = angle_of<float>(bonds.b1, bonds.b2, bonds.b3);
-                  memory.angles[2 * item] = angle.sine;
-                  memory.angles[2 * item + 1] = angle.cosine;
-                },
+                count * n_torsions, [&](int item) { torsion_of(item); },
                 count * n_springs, [&](int item) { spring_of(item); },
                 model.centre_stiffness == 0.0 ? 0 : 3 * count, [&](int item) { centre_of(item); });
   }
@@ -419,8 +429,9 @@ template <Precision precision> struct BlockSchNet {
 
   DIFFMD_DEVICE void torsion_gradient_of(int item) const {
     const float* roles = memory.role_gradient + 8 * item;
-    const float sine = (roles[0] + roles[2]) + (roles[4] + roles[6]);
-    const float cosine = (roles[1] + roles[3]) + (roles[5] + roles[7]);
+    const TorsionSeries<float> series = series_of_torsion(item);
+    const float sine = (roles[0] + roles[2]) + (roles[4] + roles[6]) + series.by_sine;
+    const float cosine = (roles[1] + roles[3]) + (roles[5] + roles[7]) + series.by_cosine;
     const Bonds<float> bonds = bonds_of(item / n_torsions, item % n_torsions);
     const Bonds<float> g = gradient_of(angle_of<float>(bonds.b1, bonds.b2, bonds.b3), bonds, sine, cosine);
     float* out = memory.torsion_gradient + 12 * item;
@@ -437,6 +448,7 @@ template <Precision precision> struct BlockSchNet {
   DIFFMD_DEVICE void energy_of(int molecule) const {
     double energy = 0.0;
     for (int s = 0; s < n_springs; ++s) energy += memory.spring_energy[molecule * n_springs + s];
+    for (int t = 0; t < n_torsions; ++t) energy += double(memory.torsion_energy[molecule * n_torsions + t]);
     for (int i = 0; model.centre_stiffness != 0.0 && i < 3 * n; ++i) {
       const double d = double(memory.x[3 * molecule * n + i]) - memory.centre[3 * molecule + i % 3];
       energy += 0.5 * model.centre_stiffness * d * d;

@@ -42,9 +42,11 @@ def molecule(bonds: list[tuple[int, int]], n_features: int, n_blocks: int, **set
     springs = {"pairs": pairs, "mean": [(places[i] - places[j]).norm().item() for i, j in pairs],
                "variance": [1e-5] * len(pairs)}
     torch.manual_seed(3)
-    model = SchNet(len(places), n_features, n_blocks, bonds=bonds, springs=springs, spread=0.02, **settings)
+    model = SchNet(len(places), n_features, n_blocks, bonds=bonds, springs=springs, spread=0.02,
+                   **{"n_harmonics": 6, **settings})
     with torch.no_grad():
         model.readout_out.normal_()
+        model.torsion_series.normal_()
     return model.requires_grad_(False), places
 
 

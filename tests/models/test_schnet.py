@@ -21,12 +21,14 @@ def chain_positions(n_replicas=3, n_atoms=5, seed=1, dtype=torch.float64):
 
 def make(dtype=torch.float64, **changes):
     torch.manual_seed(3)
-    arguments = dict(n_atoms=5, n_features=16, n_blocks=2, bonds=CHAIN,
+    arguments = dict(n_atoms=5, n_features=16, n_blocks=2, bonds=CHAIN, n_harmonics=3,
                      springs={"pairs": CHAIN, "mean": [0.15] * 4, "variance": [1e-5] * 4}, spread=0.02)
     model = SchNet(**{**arguments, **changes})
     with torch.no_grad():  # heads start at zero; the tests want them to matter
         model.noise_heads.weight.normal_(0, 0.1)
         model.readout_out.normal_()
+        if model.torsion_series is not None:
+            model.torsion_series.normal_()
     return model.to(dtype)
 
 

@@ -21,7 +21,8 @@ def make_model(rng, n_atoms, n_features=64, n_blocks=3, cutoff=1.0, torsions=Tru
     bonds = [(i, i + 1) for i in range(n_atoms - 1)]
     stiff = {"pairs": bonds, "mean": [0.15] * len(bonds), "variance": [3e-3] * len(bonds)}
     model = SchNet(n_atoms, n_features, n_blocks, cutoff, bonds=bonds, torsions=None if torsions else (),
-                   springs=stiff if springs and bonds else None, spread=0.05 if spread else None)
+                   springs=stiff if springs and bonds else None, spread=0.05 if spread else None,
+                   n_harmonics=4 if torsions else 0)
     with torch.no_grad():
         for _, p in sorted(model.named_parameters()):
             p.copy_(torch.randn(p.shape, generator=rng) * (0.3 if p.dim() < 2 else 1.0 / math.sqrt(p.shape[-1])))

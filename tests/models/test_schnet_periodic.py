@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import diffmd_fast
-from diffmd_fast import InputError, Sampler, Spring, set_num_threads, use_backend
+from diffmd_fast import InputError, Sampler, Spring, ops, set_num_threads, use_backend
 from diffmd_fast.models import SchNet, large, periodic, save_model, schnet
 from diffmd_fast.models.periodic import spatial_order
 from diffmd_fast.training import denoising_loss
@@ -26,7 +26,7 @@ def make(rng, n_atoms, box=None, bonded=False, n_features=16, dtype=torch.float6
     bonds = [(i, i + 1) for i in range(n_atoms - 1) if bonded and i % 5 != 4]
     springs = {"pairs": bonds, "mean": [0.3] * len(bonds), "variance": [1e-2] * len(bonds)}
     arguments = dict(n_features=n_features, n_blocks=2, cutoff=1.0, bonds=bonds, springs=springs, box=box,
-                     atom_types=[i % 3 for i in range(n_atoms)])
+                     atom_types=[i % 3 for i in range(n_atoms)], n_harmonics=3)
     model = SchNet(n_atoms, **{**arguments, **changes})
     with torch.no_grad():
         for _, p in sorted(model.named_parameters()):
@@ -182,7 +182,7 @@ def test_torsion_features_by_gathering_equal_those_of_the_matrix(rng, monkeypatc
     results = []
     for limit in (64, 10):
         monkeypatch.setattr("diffmd_fast.models.schnet.ALL_PAIRS_LIMIT", limit)
-        features = model._torsion_features(x)
+        features = model._torsion_features(ops.torsions(x, model.quadruples))
         (slope,) = torch.autograd.grad(features.square().sum(), x, create_graph=True)
         (second,) = torch.autograd.grad(slope.square().sum(), model.torsion_weights)
         results.append([features, slope, second])

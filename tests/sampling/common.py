@@ -64,9 +64,11 @@ def small_schnet(seed: int = 3) -> SchNet:
     """Five beads, random weights; springs hold the bonds."""
     torch.manual_seed(seed)
     springs = {"pairs": BONDS, "mean": [0.15] * 4, "variance": [1e-5] * 4}
-    model = SchNet(n_atoms=5, n_features=16, n_blocks=2, bonds=BONDS, springs=springs, spread=0.02)
+    model = SchNet(n_atoms=5, n_features=16, n_blocks=2, bonds=BONDS, springs=springs, spread=0.02,
+                   n_harmonics=3)
     with torch.no_grad():
         model.readout_out.normal_()
+        model.torsion_series.normal_()
     return model.requires_grad_(False)
 
 

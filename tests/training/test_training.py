@@ -247,6 +247,7 @@ def test_bonds_that_look_like_angstrom_are_mentioned(butane):
     ("n_steps", dict(n_steps=0)), ("batch_size", dict(batch_size=-1)), ("learning_rate", dict(learning_rate=0.0)),
     ("ema_decay", dict(ema_decay=1.0)), ("held_out", dict(held_out=0.0)), ("cutoff", dict(cutoff=float("nan"))),
     ("contrast", dict(contrast=-0.1)), ("torsion_fade", dict(torsion_fade=float("nan"))),
+    ("n_harmonics", dict(n_harmonics=13)),
     ("seed", dict(seed=-1)), ("seed", dict(seed=2**32)), ("n_features", dict(n_features=10**6)),
     ("n_blocks", dict(n_blocks=10**6)), ("batch_size", dict(batch_size=10**9)), ("n_steps", dict(n_steps=10**20)),
 ])

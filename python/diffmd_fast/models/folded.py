@@ -32,6 +32,7 @@ class Folded(NamedTuple):
 
     embedding: Tensor  # [types, F]
     torsions: Tensor  # [torsion types, 4 roles, (sin, cos), F]
+    series: Tensor  # [torsion types, harmonics, (sin, cos)]
     blocks: list[FoldedBlock]
     readout: Tensor
     readout_bias: Tensor
@@ -40,13 +41,15 @@ class Folded(NamedTuple):
 
 def fold(model: SchNet, noise: Tensor) -> Folded:
     """Gates multiplied into weights and shifts added to biases, at ``noise`` [1] nm."""
-    heads = [head[0] for head in model._noise_heads(noise)]
+    heads = model._noise_heads(noise)
+    gates, shifts = ([each[0] for each in kind] for kind in (heads.gates, heads.shifts))
     blocks = [FoldedBlock(block.project.weight.T, block.coefficients(model.radial_basis) * model.keep,
                           (block.first.weight * (1 + gate)).T, block.first.bias + shift, block.second.weight.T,
                           block.second.bias)
-              for block, gate, shift in zip(model.blocks, heads[1:-2:2], heads[2:-2:2])]
-    return Folded(model.embedding + heads[0], model.torsion_weights * model._torsion_weight(noise), blocks,
-                  model.readout_in.weight.T, model.readout_in.bias + heads[-1], model.readout_out * (1 + heads[-2]))
+              for block, gate, shift in zip(model.blocks, gates, shifts)]
+    return Folded(model.embedding + heads.first[0], model.torsion_weights * model._torsion_weight(noise),
+                  model._series(noise, heads.harmonics)[0], blocks, model.readout_in.weight.T,
+                  model.readout_in.bias + shifts[-1], model.readout_out * (1 + gates[-1]))
 
 
 class FoldedSchNet:
@@ -72,12 +75,13 @@ class FoldedSchNet:
             for name in MATRICES:
                 weights[name + "_transposed"] = weights[name].mT
             weights["spring_stiffness"], weights["spring_mean"] = spring[0], model.spring_mean
+            weights["torsion_series"] = folded.series[model.torsion_index]
             self._tensors = {name: value.detach().to(dtype).contiguous() for name, value in weights.items()}
             self._tensors.update(quadruples=model.quadruples.contiguous(), spring_pairs=model.spring_pairs.contiguous())
         self.description: dict[str, Any] = {
             "n_atoms": model.n_atoms, "n_features": weights["readout_out"].shape[0], "n_blocks": model.n_blocks,
             "n_coefficients": model.n_knots + 3, "n_torsions": len(model.torsions),
-            "n_springs": len(model.springs["pairs"]), "cutoff": model.cutoff,
+            "n_springs": len(model.springs["pairs"]), "n_harmonics": model.n_harmonics, "cutoff": model.cutoff,
             "centre_stiffness": float(centre[0]) if model.spread is not None else 0.0,
             **{name: tensor.data_ptr() for name, tensor in self._tensors.items()}}
         self._native = native("schnet", dtype)

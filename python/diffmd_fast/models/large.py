@@ -19,6 +19,7 @@ from ..ops.spline_conv import edge_offsets, run_native
 from .folded import Folded, FoldedBlock, fold
 from .periodic import memory_order
 from .schnet import SchNet
+from .torsion_series import torsion_series
 
 TILE = 1024  # atoms, or torsions, of a dense layer at once: 0.25 MB a matrix, so the few of a layer stay in L2
 silu, silu_backward = torch.nn.functional.silu, torch.ops.aten.silu_backward
@@ -77,7 +78,8 @@ def _network(model: SchNet, weights: Folded, positions: Tensor, with_score: bool
         for part in _tiles(n_atoms):
             inner[part] = torch.addmm(first_bias, inner[part], first)
             h[part] += torch.addmm(second_bias, silu(inner[part]), second)
-    energy = x.new_zeros((), dtype=torch.float64)
+    series = torsion_series(angles, weights.series[classes])
+    energy = series[0].sum(dtype=torch.float64)
     for part in _tiles(n_atoms):
         last = torch.addmm(weights.readout_bias, h[part], weights.readout)
         energy += (silu(last) @ weights.readout_out).sum(dtype=torch.float64)
@@ -100,6 +102,7 @@ def _network(model: SchNet, weights: Folded, positions: Tensor, with_score: bool
             h[part].addmm_(to_projected[part], project.T)
     for part in _tiles(len(quadruples)):
         angles[part] = torch.einsum("trf,trcf->tc", h[quadruples[part]], weights.torsions[classes[part]])
+    angles += series[1]
     gradient += torch.ops.diffmd_fast.torsions_backward(angles[None], x[None], quadruples)[0]
     score = torch.empty_like(x)
     score[order] = -gradient

@@ -4,7 +4,7 @@ Continuous-filter convolutions follow SchNet (Schuett et al., J. Chem. Phys. 148
 radial filters are cubic B-splines whose coefficients a small network produces from the knots, so an edge costs
 four multiply-adds per feature, in training and in a run alike; sines and cosines of bonded torsions enter as node
 features, so that a conformation and its mirror image are told apart; the noise level gates and shifts every block;
-and a few springs fitted to the snapshots carry the stiff part that would otherwise take the network long to learn.
+and springs and torsion series fitted to the snapshots carry what the network would otherwise take long to learn.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,10 @@ from ..ops.spline_conv import MAX_KNOTS
 from .energy import Energy
 from .folded import FoldedSchNet
 from .periodic import SORT_FROM, check_box, memory_order
+from .torsion_series import torsion_series
 
 ALL_PAIRS_LIMIT = 64  # atoms up to which every pair is an edge; above, edges come from a list within the cutoff
+MAX_HARMONICS = 12
 SPRING_FADE = 0.05  # nm; springs describe small fluctuations only, so they fade at noise levels above this
 
 
@@ -46,6 +48,10 @@ class SchNet(Energy):
         torsion_fade: nm; torsions count less at noise levels above it.  Noise that bends bond angles straight takes
             the meaning from a torsion and makes its slope huge; but an energy that no longer sees torsions cannot
             tell a conformation from its mirror image.
+        n_harmonics: of the Fourier series of every torsion (models/torsion_series.py), which is added to the energy
+            and fades like the torsions; the trainer fits it to the snapshots, then trains it with the rest.  Without
+            it (0) the network has to make a barrier of three wells out of one turn's sine and cosine, and barriers
+            come out different with the rest of the molecule.
         springs: {"pairs": [P, 2], "mean": [P] nm, "variance": [P] nm^2} of stiff distances, or None; fitted to the
             snapshots by the trainer.
         spread: nm^2, variance per coordinate of the atoms about the molecule's centre, or None; with it the
@@ -63,7 +69,7 @@ class SchNet(Energy):
     def __init__(self, n_atoms: int, n_features: int = 64, n_blocks: int = 3, cutoff: float = 1.0,
                  bonds: Sequence = (), torsions: Sequence | None = None, *, atom_types: Sequence[int] | None = None,
                  n_knots: int = 100, noise_levels: tuple[float, float] = (0.002, 0.5),
-                 torsion_fade: float = 0.02,
+                 torsion_fade: float = 0.02, n_harmonics: int = 0,
                  springs: dict[str, Any] | None = None, spread: float | None = None, temperature: float = 300.0,
                  box: Any = None):
         super().__init__()
@@ -81,6 +87,7 @@ class SchNet(Energy):
         self.noise_levels = (low, high)
         self.noise_level = low
         self.torsion_fade = check_number(torsion_fade, "torsion_fade", above=0, unit="nm")
+        self.n_harmonics = check_integer(n_harmonics, "n_harmonics", minimum=0, maximum=MAX_HARMONICS)
         self.bonds = _index_rows("bonds", bonds, 2, self.n_atoms)
         self.torsions = bonded_torsions(self.bonds) if torsions is None else _index_rows(
             "torsions", torsions, 4, self.n_atoms)
@@ -105,8 +112,10 @@ class SchNet(Energy):
         self.embedding = nn.Parameter(torch.randn(len(self.type_table), width))
         self.torsion_weights = nn.Parameter(0.3 * torch.randn(len(self.torsion_table), 4, 2, width))
         self.noise_embedding = nn.Sequential(nn.Linear(16, width), nn.SiLU())
-        # per block a gate and a shift, the same for the readout, and a shift of the first features
-        self.noise_heads = nn.Linear(width, (2 * self.n_blocks + 3) * width)
+        series = torch.zeros(len(self.torsion_table), self.n_harmonics, 2)
+        self.register_parameter("torsion_series", nn.Parameter(series) if self.n_harmonics else None)
+        # a shift of the first features, per block a gate and a shift, the same for the readout, a gate per harmonic
+        self.noise_heads = nn.Linear(width, (2 * self.n_blocks + 3) * width + self.n_harmonics)
         nn.init.zeros_(self.noise_heads.weight)
         nn.init.zeros_(self.noise_heads.bias)
         self.blocks = nn.ModuleList(_Block(width, self._n_radial()) for _ in range(self.n_blocks))
@@ -197,7 +206,7 @@ class SchNet(Energy):
         return {"n_atoms": self.n_atoms, "n_features": self.n_features, "n_blocks": self.n_blocks,
                 "cutoff": self.cutoff, "bonds": self.bonds, "torsions": self.torsions,
                 "atom_types": self.atom_types, "n_knots": self.n_knots, "noise_levels": list(self.noise_levels),
-                "torsion_fade": self.torsion_fade,
+                "torsion_fade": self.torsion_fade, "n_harmonics": self.n_harmonics,
                 "springs": self.springs, "spread": self.spread, "temperature": self.temperature,
                 "box": self.box}
 
@@ -207,45 +216,54 @@ class SchNet(Energy):
         check_tensor(positions, "positions", ("replicas", self.n_atoms, 3), like=("the model", self.embedding))
         noise = noise_level.to(positions.dtype)
         heads = self._noise_heads(noise)
-        h = self.embedding[self.type_index] + heads[0][:, None]
+        h = self.embedding[self.type_index] + heads.first[:, None]
+        series = 0.0
         if len(self.torsions):
-            h = h + self._torsion_weight(noise)[:, None, None] * self._torsion_features(positions)
+            angles = ops.torsions(positions, self.quadruples)  # [R, T, 2]
+            h = h + self._torsion_weight(noise)[:, None, None] * self._torsion_features(angles)
+            if self.n_harmonics:
+                series = torsion_series(angles, self._series(noise, heads.harmonics)[:, self.torsion_index])[0].sum(1)
         x, box = positions, self.box_vectors(positions)
         if self.n_atoms >= SORT_FROM:
             order = torch.cat([r * self.n_atoms + memory_order(one, self.cutoff, box) for r, one in enumerate(x)])
             x, h = (each.flatten(0, 1).index_select(0, order).view(each.shape) for each in (x, h))
         neighbors = self._pairs(x)
-        for b, block in enumerate(self.blocks):
+        for block, gate, shift in zip(self.blocks, heads.gates, heads.shifts):
             coefficients = block.coefficients(self.radial_basis) * self.keep
             messages = ops.spline_conv(block.project(h), x, coefficients, neighbors, self.cutoff, box)
-            gate, shift = heads[1 + 2 * b], heads[2 + 2 * b]
             h = h + block.update(messages * (1 + gate)[:, None], shift[:, None])
-        last = nn.functional.silu(self.readout_in(h) + heads[-1][:, None])
-        energy = (last.sum(1) * (self.readout_out * (1 + heads[-2]))).sum(-1)
-        return energy + self._spring_energy(positions, noise)
+        last = nn.functional.silu(self.readout_in(h) + heads.shifts[-1][:, None])
+        energy = (last.sum(1) * (self.readout_out * (1 + heads.gates[-1]))).sum(-1)
+        return energy + series + self._spring_energy(positions, noise)
 
-    def _noise_heads(self, noise: Tensor) -> tuple[Tensor, ...]:
-        """Shift of the first features, (gate, shift) of each block, gate and shift of the readout: each [R, F]."""
+    def _noise_heads(self, noise: Tensor) -> _Heads:
         low, high = (math.log(level) for level in self.noise_levels)
         place = (torch.log(noise) - low) / max(high - low, 1e-9)  # 0 at the smallest level, 1 at the largest
         centres = torch.linspace(0, 1, 16, dtype=noise.dtype, device=noise.device)
         features = _gaussians((place[:, None] - centres) * 15)
-        return self.noise_heads(self.noise_embedding(features)).chunk(2 * self.n_blocks + 3, dim=-1)
+        widths = [self.n_features] * (2 * self.n_blocks + 3) + [self.n_harmonics]
+        first, *pairs, harmonics = self.noise_heads(self.noise_embedding(features)).split(widths, dim=-1)
+        return _Heads(first, pairs[::2], pairs[1::2], harmonics)
+
+    def _series(self, noise: Tensor, gates: Tensor) -> Tensor:
+        """(a_n, b_n) of each torsion type at each noise level, [R, torsion types, harmonics, 2]."""
+        if self.torsion_series is None:
+            return gates.new_zeros(len(gates), len(self.torsion_table), 0, 2)
+        return self.torsion_series * (self._torsion_weight(noise)[:, None] * (1 + gates))[:, None, :, None]
 
     def _torsion_weight(self, noise: Tensor) -> Tensor:
         """How far torsions count at each noise level: 1 where there is none, 1/4 at torsion_fade, 1/25 at twice it."""
         return (self.torsion_fade**2 / (self.torsion_fade**2 + noise**2)) ** 2
 
-    def _torsion_features(self, positions: Tensor) -> Tensor:
-        angles = ops.torsions(positions, self.quadruples)  # [R, T, 2]
+    def _torsion_features(self, angles: Tensor) -> Tensor:
         weights = self.torsion_weights[self.torsion_index]  # [T, role of the atom, (sin, cos), F]
         if self.by_list():
             added = torch.einsum("rtc,tqcf->rtqf", angles, weights).flatten(1, 2)
-            features = positions.new_zeros(len(positions), self.n_atoms, self.n_features)
+            features = angles.new_zeros(len(angles), self.n_atoms, self.n_features)
             return features.index_add(1, self.quadruples.flatten(), added)
         # One matrix product is 2 to 3 times faster for a batch of small molecules, in memory of torsions times atoms.
         n_torsions = len(self.torsions)
-        rows = torch.arange(n_torsions, device=positions.device)[:, None].expand(-1, 4)
+        rows = torch.arange(n_torsions, device=angles.device)[:, None].expand(-1, 4)
         dense = weights.new_zeros(n_torsions, self.n_atoms, 2, self.n_features)
         dense = dense.index_put((rows, self.quadruples), weights, accumulate=True).transpose(1, 2)
         flat = dense.reshape(2 * n_torsions, self.n_atoms * self.n_features)
@@ -375,6 +393,16 @@ class SchNet(Energy):
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without what is kept between calls, which belongs to this object's memory."""
         return {**self.__dict__, "_neighbors": None, "_folded": None, "_workspaces": []}
+
+
+class _Heads(NamedTuple):
+    """What the noise level sets: a shift of the first features, gates and shifts of the blocks and, last, of the
+    readout, all [R, F]; and gates of the harmonics [R, N]."""
+
+    first: Tensor
+    gates: list[Tensor]
+    shifts: list[Tensor]
+    harmonics: Tensor
 
 
 def _gaussians(x: Tensor) -> Tensor:

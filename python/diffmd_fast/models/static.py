@@ -17,6 +17,7 @@ from ..reference.neighbor_list import inverse_boxes
 from .folded import fold
 from .large import _converted
 from .schnet import SchNet
+from .torsion_series import torsion_series
 
 SKIN = 0.2  # of the cutoff: 1.7 times as many candidates as neighbors.  Reasoned, not measured on a GPU
 operators, silu, silu_backward = torch.ops.diffmd_fast, torch.nn.functional.silu, torch.ops.aten.silu_backward
@@ -66,6 +67,7 @@ class StaticSchNet:
         if len(model.torsions) == 0:
             return
         incident, held, self._torsion_slots = _incidences(model.quadruples, model.n_atoms)
+        self._series = self._weights.series[model.torsion_index]
         weights = self._weights.torsions[model.torsion_index].flatten(0, 1)[incident]  # [atoms, slots, (sin, cos), F]
         self._torsion_weights = (weights * held[:, :, None, None]).flatten(1, 2)
         self._torsions_of_atoms = (incident // 4).flatten()
@@ -101,6 +103,7 @@ class StaticSchNet:
         features.copy_(self._embedding)
         if len(self._quadruples):
             angles = operators.torsions_unchecked(positions, self._quadruples)
+            series, to_angles = torsion_series(angles, self._series)
             angles = angles[:, self._torsions_of_atoms].view(n_replicas, n_atoms, -1)
             features += torch.einsum("rak,akf->raf", angles, self._torsion_weights)
         kept = list(zip(pairs[::2], pairs[1::2]))  # of each block: what is convolved, and what enters its silu
@@ -111,6 +114,8 @@ class StaticSchNet:
             h.add_(block.second_bias).addmm_(silu(inner), block.second)
         last = torch.addmm(weights.readout_bias, h, weights.readout)
         energy = (silu(last) @ weights.readout_out).view(n_replicas, n_atoms).sum(1, dtype=torch.float64)
+        if len(self._quadruples):
+            energy += series.sum(1, dtype=torch.float64)
         # From here on h is the gradient with respect to h.
         torch.mm(silu_backward(weights.readout_out.expand_as(last), last), weights.readout.T, out=h)
         gradient = torch.zeros_like(positions)
@@ -124,7 +129,7 @@ class StaticSchNet:
                 h.addmm_(to_projected, block.project.T)
         if len(self._quadruples):
             shares = torch.einsum("raf,akf->rak", features, self._torsion_weights).reshape(n_replicas, -1, 2)
-            to_angles = shares[:, self._torsion_slots].view(n_replicas, -1, 4, 2).sum(2)
+            to_angles += shares[:, self._torsion_slots].view(n_replicas, -1, 4, 2).sum(2)
             gradient += operators.torsions_backward_unchecked(to_angles, positions, self._quadruples)
         return energy.to(positions.dtype), gradient
 

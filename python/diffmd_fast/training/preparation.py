@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..errors import InputError, require
 from ..io import Molecule
 from ..models import SchNet
 
 LONG_BOND = 1.0  # nm; beyond it units or periodic images are to be suspected
+SERIES_BINS = 72  # of a turn
 STIFF = 0.02  # nm; a distance that fluctuates more than this is left to the network
 
 
@@ -62,6 +64,33 @@ def fit_springs(positions: Tensor, molecule: Molecule) -> dict[str, Any]:
             "variance": [variance[k].item() for k in keep]}
 
 
+def fit_torsion_series(model: SchNet, positions: Tensor) -> Tensor:
+    """Fourier series [torsion types, harmonics, (sin, cos)] of -log of the torsions' histograms, in kT0.
+
+    Least squares that count a bin by its frames; an empty one has half a frame, so no frames are a barrier of finite
+    height.  Torsions about one bond turn together: each takes its share of the energy.
+    """
+    centres = 2 * torch.pi * ((torch.arange(SERIES_BINS, dtype=torch.float64) + 0.5) / SERIES_BINS - 0.5)
+    orders = torch.arange(1, model.n_harmonics + 1, dtype=torch.float64)
+    phase = centres[:, None] * orders
+    design = torch.cat([torch.ones_like(centres)[:, None], phase.sin(), phase.cos()], 1)
+    counts = torch.zeros(len(model.torsion_table), SERIES_BINS, dtype=torch.float64)
+    shares, bonds = torch.zeros(len(counts), dtype=torch.float64), model.quadruples[:, 1:3].sort(1).values
+    _, bond, about = torch.unique(bonds, dim=0, return_inverse=True, return_counts=True)
+    for quadruple, kind, together in zip(model.quadruples, model.torsion_index, about[bond]):
+        sine, cosine = ops.torsions(positions, quadruple[None])[:, 0].unbind(-1)
+        counts[kind] += torch.histc(torch.atan2(sine, cosine), SERIES_BINS, -torch.pi, torch.pi).double()
+        shares[kind] += 1 / together
+    shares /= torch.bincount(model.torsion_index, minlength=len(counts)).clamp_min(1)
+    weights = counts + 0.5
+    # The small ridge holds coefficients down that only all but empty bins would fix, as where a ring hardly turns.
+    ridge = 1e-3 * weights.sum(1)[:, None, None] * torch.eye(design.shape[1], dtype=torch.float64)
+    ridge[:, 0, 0] = 0
+    weighted = design.T * weights[:, None, :]
+    series = torch.linalg.solve(weighted @ design + ridge, -(weighted @ weights.log()[:, :, None]))[:, 1:, 0]
+    return (series * shares[:, None]).view(-1, 2, model.n_harmonics).mT.to(positions.dtype)
+
+
 def measure_support(model: SchNet, positions: Tensor, n_frames: int = 4096) -> dict[str, Any]:
     """Ranges of the stiff distances (nm) over all frames, and of the energy (kT0) over frames at the model's noise.
 
@@ -82,8 +111,9 @@ def measure_support(model: SchNet, positions: Tensor, n_frames: int = 4096) -> d
 
 
 def prepare_model(positions: Tensor, molecule: Molecule, temperature: float, *, n_features: int, n_blocks: int,
-                  cutoff: float, noise_levels: tuple[float, float], torsion_fade: float = 0.02) -> SchNet:
-    """A SchNet for this molecule with springs and spread fitted to the frames [frames, atoms, 3] nm."""
+                  cutoff: float, noise_levels: tuple[float, float], torsion_fade: float = 0.02,
+                  n_harmonics: int = 0) -> SchNet:
+    """A SchNet for this molecule with springs, spread and torsion series fitted to the frames [frames, atoms, 3] nm."""
     require(len(positions) >= 2, "snapshots", "at least 2 frames", len(positions))
     if molecule.n_atoms != positions.shape[1]:
         raise InputError(f"topology: expected {positions.shape[1]} atoms as in the snapshots, got {molecule.n_atoms}")
@@ -91,7 +121,10 @@ def prepare_model(positions: Tensor, molecule: Molecule, temperature: float, *, 
     spread = x.square().sum((1, 2)).mean().item() / (3 * x.shape[1])
     model = SchNet(molecule.n_atoms, n_features=n_features, n_blocks=n_blocks, cutoff=cutoff,
                    bonds=[list(bond) for bond in molecule.bonds], noise_levels=noise_levels,
-                   torsion_fade=torsion_fade,
+                   torsion_fade=torsion_fade, n_harmonics=n_harmonics,
                    springs=fit_springs(x, molecule), spread=max(spread, 1e-6), temperature=temperature)
     model.molecule = molecule
+    if model.torsion_series is not None:
+        with torch.no_grad():
+            model.torsion_series.copy_(fit_torsion_series(model, x))
     return model

@@ -21,6 +21,7 @@ from ..interrupt import Interrupt
 from ..io import Molecule, Snapshots
 from ..models import SchNet
 from ..models.checkpoint import save_model
+from ..models.schnet import MAX_HARMONICS
 from ..processes import Processes
 from .contrast import Moves, contrastive_loss
 from .denoising import draw_noise, draw_noise_levels, energy_and_loss, noised
@@ -39,6 +40,7 @@ class Settings:
         ema_decay: of the exponential moving average of the parameters, which is what runs.
         noise_levels: (smallest, largest) sigma in nm.
         torsion_fade: nm; noise level above which torsions fade from the energy (:class:`SchNet`).
+        n_harmonics: of the Fourier series of every torsion beside the network (:class:`SchNet`); 0 for none.
         contrast: weight of the contrastive loss (training/contrast.py), which ties the energies of basins to each
             other across barriers where there are no frames; 0 leaves it out.  It needs torsions.
         n_features, n_blocks, cutoff: of the SchNet; cutoff in nm.
@@ -55,6 +57,7 @@ class Settings:
     ema_decay: float = 0.999
     noise_levels: tuple[float, float] = (0.002, 0.5)
     torsion_fade: float = 0.06
+    n_harmonics: int = 6
     contrast: float = 1.0
     n_features: int = 64
     n_blocks: int = 3
@@ -68,6 +71,7 @@ class Settings:
         for name, maximum in (("n_steps", 2**32 - 1), ("batch_size", 2**24), ("n_features", 4096), ("n_blocks", 64),
                               ("validate_every", 2**32 - 1)):
             check_integer(getattr(self, name), name, minimum=1, maximum=maximum)
+        check_integer(self.n_harmonics, "n_harmonics", minimum=0, maximum=MAX_HARMONICS)
         for name in ("warm_up", "seed"):  # seed and step make the 64 bits that batches and noise are drawn from
             check_integer(getattr(self, name), name, minimum=0, maximum=2**32 - 1)
         check_number(self.learning_rate, "learning_rate", above=0)
@@ -222,7 +226,7 @@ def _start(frames: Tensor, molecule: Molecule, temperature: float, settings: Set
     torch.manual_seed(settings.seed)
     model = prepare_model(frames, molecule, temperature, n_features=settings.n_features, n_blocks=settings.n_blocks,
                           cutoff=settings.cutoff, noise_levels=settings.noise_levels,
-                          torsion_fade=settings.torsion_fade).to(device)
+                          torsion_fade=settings.torsion_fade, n_harmonics=settings.n_harmonics).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
     # Without torsions the energy is the same for the mirror image, and no bond turns: nothing to compare.
     moves = Moves(molecule) if settings.contrast and model.torsions else None

@@ -1,0 +1,83 @@
+"""The Fourier series of a torsion against sines and cosines, and its fit to snapshots of a known force field."""
+
+import math
+
+import pytest
+import torch
+
+from diffmd_fast import InputError
+from diffmd_fast.io import Molecule
+from diffmd_fast.models import SchNet, TraPPEAlkane
+from diffmd_fast.models.torsion_series import torsion_series
+from diffmd_fast.training.preparation import fit_torsion_series
+
+
+@pytest.mark.parametrize("n_harmonics", [0, 1, 2, 6])
+def test_equals_its_sines_and_cosines(rng, n_harmonics):
+    phi = 2 * math.pi * torch.rand(5, 3, generator=rng, dtype=torch.float64)
+    coefficients = torch.randn(3, n_harmonics, 2, generator=rng, dtype=torch.float64)
+    angles = torch.stack([phi.sin(), phi.cos()], -1).requires_grad_()
+    energy, slope = torsion_series(angles, coefficients)
+    multiples = phi[:, :, None] * torch.arange(1, n_harmonics + 1)
+    want = (coefficients * torch.stack([multiples.sin(), multiples.cos()], -1)).sum((2, 3))
+    torch.testing.assert_close(energy.detach(), want, rtol=1e-12, atol=1e-12)
+    if n_harmonics:
+        torch.testing.assert_close(slope, torch.autograd.grad(energy.sum(), angles)[0], rtol=1e-12, atol=1e-12)
+    else:
+        assert not slope.any()
+
+
+def test_fades_with_the_torsions_and_is_gated_by_the_noise_level():
+    model = SchNet(4, bonds=[(0, 1), (1, 2), (2, 3)], n_harmonics=2, torsion_fade=0.05)
+    with torch.no_grad():
+        model.torsion_series.fill_(1.0)
+    noise = torch.tensor([1e-6, 0.05])
+    faded = model._series(noise, torch.zeros(2, 2))
+    torch.testing.assert_close(faded, torch.tensor([1.0, 0.25])[:, None, None, None].expand(2, 1, 2, 2))
+    gated = model._series(noise, torch.tensor([[0.5, -1.0], [0.0, 0.0]]))
+    torch.testing.assert_close(gated[0], torch.tensor([[[1.5, 1.5], [0.0, 0.0]]]))
+
+
+def bare(molecule: Molecule, n_harmonics: int) -> SchNet:
+    return SchNet(molecule.n_atoms, 8, 1, bonds=molecule.bonds, n_harmonics=n_harmonics)
+
+
+def chain(n: int) -> Molecule:
+    return Molecule(names=("C",) * n, atomic_numbers=(6,) * n, residue_names=("X",) * n, residue_index=(0,) * n,
+                    bonds=tuple((i, i + 1) for i in range(n - 1)))
+
+
+def test_the_fit_finds_the_torsion_of_the_force_field():
+    """Butane has no other energy that depends on its torsion.  A bin has 300 frames or more at the minima, so its
+    logarithm is known to 0.06; the barriers, with few frames, count little and come out lower by the bins' width."""
+    exact = TraPPEAlkane.butane()
+    x = exact.sample(100_000, seed=2).float()
+    (series,) = fit_torsion_series(bare(chain(4), 4), x)
+    c1, c2, c3 = (c / exact.kilojoules for c in exact.torsion_coefficients)
+    wanted = torch.tensor([[0.0, c1], [0.0, -c2], [0.0, c3], [0.0, 0.0]], dtype=torch.float32)
+    torch.testing.assert_close(series, wanted, rtol=0, atol=0.12)
+
+
+def test_torsions_about_one_bond_share_its_energy():
+    """A second atom on the third, opposite the fourth: two torsions of the same histogram up to half a turn."""
+    x = TraPPEAlkane.butane().sample(20_000, seed=2).float()
+    x = torch.cat([x, x[:, 2:3] - (x[:, 3:4] - x[:, 2:3])], 1)
+    molecule = Molecule(names=("C",) * 5, atomic_numbers=(6,) * 5, residue_names=("X",) * 5, residue_index=(0,) * 5,
+                        bonds=((0, 1), (1, 2), (2, 3), (2, 4)))
+    alone = fit_torsion_series(bare(chain(4), 3), x[:, :4])[0]
+    both = fit_torsion_series(bare(molecule, 3), x)
+    signs = torch.tensor([-1.0, 1.0, -1.0])[:, None]  # of sin and cos of n times the angle after half a turn
+    torch.testing.assert_close(both[0], alone / 2)
+    torch.testing.assert_close(both[1], signs * alone / 2, rtol=0, atol=0.02)  # frames on the edges of bins
+
+
+def test_a_torsion_that_hardly_turns_has_a_finite_series():
+    x = torch.tensor([[0.0, 0.1, 0.0], [0.0, 0.0, 0.0], [0.15, 0.0, 0.0], [0.15, 0.1, 0.01]])
+    series = fit_torsion_series(bare(chain(4), 6), x.expand(1000, 4, 3))
+    assert series.isfinite().all() and series.abs().max() < 20
+
+
+def test_the_number_of_harmonics_is_checked():
+    for wrong in (-1, 13, 2.5):
+        with pytest.raises(InputError, match="^n_harmonics: "):
+            SchNet(4, n_harmonics=wrong)
