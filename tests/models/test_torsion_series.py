@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from diffmd_fast import InputError
+from diffmd_fast import InputError, ops
 from diffmd_fast.io import Molecule
 from diffmd_fast.models import SchNet, TraPPEAlkane
+from diffmd_fast.models.schnet import planes_of
 from diffmd_fast.models.torsion_series import torsion_series
 from diffmd_fast.training.preparation import fit_torsion_series
 
@@ -32,9 +33,9 @@ def test_fades_with_the_torsions_and_is_gated_by_the_noise_level():
     with torch.no_grad():
         model.torsion_series.fill_(1.0)
     noise = torch.tensor([1e-6, 0.05])
-    faded = model._series(noise, torch.zeros(2, 2))
+    faded = model._series(noise, torch.zeros(2, 1, 2))
     torch.testing.assert_close(faded, torch.tensor([1.0, 0.25])[:, None, None, None].expand(2, 1, 2, 2))
-    gated = model._series(noise, torch.tensor([[0.5, -1.0], [0.0, 0.0]]))
+    gated = model._series(noise, torch.tensor([[[0.5, -1.0]], [[0.0, 0.0]]]))
     torch.testing.assert_close(gated[0], torch.tensor([[[1.5, 1.5], [0.0, 0.0]]]))
 
 
@@ -69,6 +70,25 @@ def test_torsions_about_one_bond_share_its_energy():
     signs = torch.tensor([-1.0, 1.0, -1.0])[:, None]  # of sin and cos of n times the angle after half a turn
     torch.testing.assert_close(both[0], alone / 2)
     torch.testing.assert_close(both[1], signs * alone / 2, rtol=0, atol=0.02)  # frames on the edges of bins
+
+
+def test_three_bonds_make_a_plane_whose_series_holds_it():
+    """A centre 0.004 nm off the plane of its three neighbours, rms: -log of the histogram is (h/0.004)^2/2 there."""
+    bonds = [(0, 1), (0, 2), (0, 3)]
+    assert planes_of(bonds) == [[1, 2, 0, 3]] and planes_of([(0, 1), (1, 2)]) == []
+    assert SchNet(4, bonds=bonds).torsions == [[1, 2, 0, 3]]
+    turns = 2 * math.pi * torch.arange(3) / 3
+    x = torch.zeros(50_000, 4, 3)
+    x[:, 1:, :2] = 0.13 * torch.stack([turns.cos(), turns.sin()], -1)
+    x[:, 0, 2] = 0.004 * torch.randn(len(x), generator=torch.Generator().manual_seed(1))
+    molecule = Molecule(names=("C",) * 4, atomic_numbers=(6,) * 4, residue_names=("X",) * 4, residue_index=(0,) * 4,
+                        bonds=tuple(bonds))
+    model = bare(molecule, 6)
+    (series,) = fit_torsion_series(model, x)
+    off = x[:2].clone()
+    off[:, 0, 2] = torch.tensor([0.0, 0.006])
+    energy = torsion_series(ops.torsions(off, model.quadruples), series)[0][:, 0]
+    assert (energy[1] - energy[0]).item() == pytest.approx(0.5 * 1.5**2, rel=0.3)
 
 
 def test_a_torsion_that_hardly_turns_has_a_finite_series():

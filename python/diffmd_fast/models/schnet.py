@@ -40,7 +40,8 @@ class SchNet(Energy):
         n_blocks: interaction blocks.
         cutoff: nm; filters and their first two derivatives vanish there.
         bonds: pairs (i, j).
-        torsions: quadruples (a, b, c, d); None takes every bonded quadruple, ``()`` none.
+        torsions: quadruples (a, b, c, d); None takes every bonded quadruple and, for every atom of three bonds, the
+            angle between its planes (:func:`planes_of`), which bonds and angles hardly hold; ``()`` none.
         atom_types: one integer per atom; atoms of one type share their embedding.  None gives each atom its own
             (one molecule); atomic numbers give one per element (many molecules, see :meth:`for_molecule`).
         n_knots: spline intervals on [0, cutoff].
@@ -89,7 +90,7 @@ class SchNet(Energy):
         self.torsion_fade = check_number(torsion_fade, "torsion_fade", above=0, unit="nm")
         self.n_harmonics = check_integer(n_harmonics, "n_harmonics", minimum=0, maximum=MAX_HARMONICS)
         self.bonds = _index_rows("bonds", bonds, 2, self.n_atoms)
-        self.torsions = bonded_torsions(self.bonds) if torsions is None else _index_rows(
+        self.torsions = bonded_torsions(self.bonds) + planes_of(self.bonds) if torsions is None else _index_rows(
             "torsions", torsions, 4, self.n_atoms)
         types = list(range(self.n_atoms)) if atom_types is None else _atom_types(atom_types)
         require(len(types) == self.n_atoms, "atom_types", f"{self.n_atoms} integers", len(types))
@@ -114,8 +115,8 @@ class SchNet(Energy):
         self.noise_embedding = nn.Sequential(nn.Linear(16, width), nn.SiLU())
         series = torch.zeros(len(self.torsion_table), self.n_harmonics, 2)
         self.register_parameter("torsion_series", nn.Parameter(series) if self.n_harmonics else None)
-        # a shift of the first features, per block a gate and a shift, the same for the readout, a gate per harmonic
-        self.noise_heads = nn.Linear(width, (2 * self.n_blocks + 3) * width + self.n_harmonics)
+        # a shift of the first features, per block a gate and a shift, the same for the readout, gates of the series
+        self.noise_heads = nn.Linear(width, (2 * self.n_blocks + 3) * width + series[:, :, 0].numel())
         nn.init.zeros_(self.noise_heads.weight)
         nn.init.zeros_(self.noise_heads.bias)
         self.blocks = nn.ModuleList(_Block(width, self._n_radial()) for _ in range(self.n_blocks))
@@ -191,7 +192,7 @@ class SchNet(Energy):
         twin.atom_types = _atom_types(atom_types)
         twin.n_atoms = check_integer(len(twin.atom_types), "atom_types", minimum=1)
         twin.bonds = _index_rows("bonds", bonds, 2, twin.n_atoms)
-        twin.torsions = bonded_torsions(twin.bonds) if torsions is None else _index_rows(
+        twin.torsions = bonded_torsions(twin.bonds) + planes_of(twin.bonds) if torsions is None else _index_rows(
             "torsions", torsions, 4, twin.n_atoms)
         twin._set_springs(springs)
         twin.box = check_box(box, twin.cutoff)
@@ -222,7 +223,7 @@ class SchNet(Energy):
             angles = ops.torsions(positions, self.quadruples)  # [R, T, 2]
             h = h + self._torsion_weight(noise)[:, None, None] * self._torsion_features(angles)
             if self.n_harmonics:
-                series = torsion_series(angles, self._series(noise, heads.harmonics)[:, self.torsion_index])[0].sum(1)
+                series = torsion_series(angles, self._series(noise, heads.series)[:, self.torsion_index])[0].sum(1)
         x, box = positions, self.box_vectors(positions)
         if self.n_atoms >= SORT_FROM:
             order = torch.cat([r * self.n_atoms + memory_order(one, self.cutoff, box) for r, one in enumerate(x)])
@@ -241,15 +242,16 @@ class SchNet(Energy):
         place = (torch.log(noise) - low) / max(high - low, 1e-9)  # 0 at the smallest level, 1 at the largest
         centres = torch.linspace(0, 1, 16, dtype=noise.dtype, device=noise.device)
         features = _gaussians((place[:, None] - centres) * 15)
-        widths = [self.n_features] * (2 * self.n_blocks + 3) + [self.n_harmonics]
-        first, *pairs, harmonics = self.noise_heads(self.noise_embedding(features)).split(widths, dim=-1)
-        return _Heads(first, pairs[::2], pairs[1::2], harmonics)
+        widths = [self.n_features] * (2 * self.n_blocks + 3) + [len(self.torsion_table) * self.n_harmonics]
+        first, *pairs, series = self.noise_heads(self.noise_embedding(features)).split(widths, dim=-1)
+        series = series.unflatten(-1, (len(self.torsion_table), self.n_harmonics))
+        return _Heads(first, pairs[::2], pairs[1::2], series)
 
     def _series(self, noise: Tensor, gates: Tensor) -> Tensor:
         """(a_n, b_n) of each torsion type at each noise level, [R, torsion types, harmonics, 2]."""
         if self.torsion_series is None:
-            return gates.new_zeros(len(gates), len(self.torsion_table), 0, 2)
-        return self.torsion_series * (self._torsion_weight(noise)[:, None] * (1 + gates))[:, None, :, None]
+            return gates[..., None].expand(*gates.shape, 2)
+        return self.torsion_series * (self._torsion_weight(noise)[:, None, None] * (1 + gates))[..., None]
 
     def _torsion_weight(self, noise: Tensor) -> Tensor:
         """How far torsions count at each noise level: 1 where there is none, 1/4 at torsion_fade, 1/25 at twice it."""
@@ -397,12 +399,12 @@ class SchNet(Energy):
 
 class _Heads(NamedTuple):
     """What the noise level sets: a shift of the first features, gates and shifts of the blocks and, last, of the
-    readout, all [R, F]; and gates of the harmonics [R, N]."""
+    readout, all [R, F]; and gates of the torsion series [R, torsion types, harmonics]."""
 
     first: Tensor
     gates: list[Tensor]
     shifts: list[Tensor]
-    harmonics: Tensor
+    series: Tensor
 
 
 def _gaussians(x: Tensor) -> Tensor:
@@ -445,12 +447,23 @@ def _atom_types(values: Any) -> list[int]:
     return [check_integer(t, "atom_types", minimum=0) for t in _sequence("atom_types", values, "one integer an atom")]
 
 
-def bonded_torsions(bonds: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Every quadruple (a, b, c, d) with bonds a-b, b-c, c-d, each once with b < c, sorted."""
+def _neighbors(bonds: Sequence[Sequence[int]]) -> dict[int, set[int]]:
     neighbors: dict[int, set[int]] = {}
     for i, j in bonds:
         neighbors.setdefault(i, set()).add(j)
         neighbors.setdefault(j, set()).add(i)
+    return neighbors
+
+
+def planes_of(bonds: Sequence[Sequence[int]]) -> list[list[int]]:
+    """(a, b, centre, c) of every atom with three bonds, a < b < c: half a turn where all four lie in a plane."""
+    return [[a, b, centre, c] for centre, bonded in sorted(_neighbors(bonds).items()) if len(bonded) == 3
+            for a, b, c in [sorted(bonded)]]
+
+
+def bonded_torsions(bonds: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Every quadruple (a, b, c, d) with bonds a-b, b-c, c-d, each once with b < c, sorted."""
+    neighbors = _neighbors(bonds)
     return sorted([a, b, c, d] for b in neighbors for c in neighbors[b] if b < c
                   for a in neighbors[b] - {c} for d in neighbors[c] - {b, a})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from .. import ops
 from ..errors import InputError, require
 from ..io import Molecule
 from ..models import SchNet
+from ..models.schnet import planes_of
 
 LONG_BOND = 1.0  # nm; beyond it units or periodic images are to be suspected
 SERIES_BINS = 72  # of a turn
@@ -68,19 +70,20 @@ def fit_torsion_series(model: SchNet, positions: Tensor) -> Tensor:
     """Fourier series [torsion types, harmonics, (sin, cos)] of -log of the torsions' histograms, in kT0.
 
     Least squares that count a bin by its frames; an empty one has half a frame, so no frames are a barrier of finite
-    height.  Torsions about one bond turn together: each takes its share of the energy.
+    height.  Torsions about one bond turn together: each takes its share of the energy.  Planes stand for themselves.
     """
     centres = 2 * torch.pi * ((torch.arange(SERIES_BINS, dtype=torch.float64) + 0.5) / SERIES_BINS - 0.5)
     orders = torch.arange(1, model.n_harmonics + 1, dtype=torch.float64)
     phase = centres[:, None] * orders
     design = torch.cat([torch.ones_like(centres)[:, None], phase.sin(), phase.cos()], 1)
     counts = torch.zeros(len(model.torsion_table), SERIES_BINS, dtype=torch.float64)
-    shares, bonds = torch.zeros(len(counts), dtype=torch.float64), model.quadruples[:, 1:3].sort(1).values
-    _, bond, about = torch.unique(bonds, dim=0, return_inverse=True, return_counts=True)
-    for quadruple, kind, together in zip(model.quadruples, model.torsion_index, about[bond]):
+    shares, planes = torch.zeros(len(counts), dtype=torch.float64), {tuple(plane) for plane in planes_of(model.bonds)}
+    together = Counter(frozenset(q[1:3]) for q in map(tuple, model.torsions) if q not in planes)
+    for quadruple, kind in zip(model.quadruples, model.torsion_index):
         sine, cosine = ops.torsions(positions, quadruple[None])[:, 0].unbind(-1)
         counts[kind] += torch.histc(torch.atan2(sine, cosine), SERIES_BINS, -torch.pi, torch.pi).double()
-        shares[kind] += 1 / together
+        atoms = tuple(quadruple.tolist())
+        shares[kind] += 1 if planes & {atoms, atoms[::-1]} else 1 / together[frozenset(atoms[1:3])]
     shares /= torch.bincount(model.torsion_index, minlength=len(counts)).clamp_min(1)
     weights = counts + 0.5
     # The small ridge holds coefficients down that only all but empty bins would fix, as where a ring hardly turns.
