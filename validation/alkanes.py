@@ -162,7 +162,7 @@ def learned(n_beads: int) -> Part:
     part.rows += rows
     part.rows.append(number_row(system, "the radius of gyration", resampled(radii(settled)),
                                 [radius_of_gyration(snapshots.positions)], 0.003))
-    theirs, spacing = run_exact(exact, starts(snapshots, 256 if n_beads > 4 else 2048, seed=6), 15.0, 1e-3, seed=6)
+    theirs, spacing = run_exact(exact, starts(snapshots, 1024 if n_beads > 4 else 2048, seed=6), 15.0, 1e-3, seed=6)
     part.rows.append(hops_row(system, "hops per torsion and ns", torsion_hops(angles, interval),
                               torsion_hops(theirs, spacing), "our run with exact forces"))
     part.pictures.append((torsion_figure(name, angles, reference), f"{name}: torsions of the run (line) and of the "

@@ -84,3 +84,18 @@ def test_the_true_energy_has_the_smallest_loss():
     slope = (losses(1e-3) - losses(-1e-3)) / 2e-3
     assert abs(slope.mean()) < 4 * slope.std() / len(x) ** 0.5
     assert losses(0.0).mean() < min(losses(0.5).mean(), losses(-0.5).mean()) - 1e-3
+
+
+def test_a_methyl_turns_a_quarter_as_often():
+    """Of moves with one bond or more turned, by binomial error at 4 standard errors."""
+    methyl = Molecule(("C",) * 4 + ("H",) * 3, (6,) * 4 + (1,) * 3, ("X",) * 7, (0,) * 7,
+                      ((0, 1), (1, 2), (2, 3), (3, 4), (3, 5), (3, 6)))
+    moves = Moves(methyl)
+    assert [(b, c) for b, c, _ in moves.bonds] == [(1, 2), (2, 3)] and moves.weights.tolist() == [1.0, 0.25]
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(8000, 7, 3, generator=generator, dtype=torch.float64)
+    y = moves(x, generator)
+    turned = (y != -x).flatten(1).any(1)
+    change = np.abs(dihedral_angles(y.numpy(), [(1, 2, 3, 4)]) - dihedral_angles(x.numpy(), [(1, 2, 3, 4)]))[:, 0]
+    share, wanted = (change[turned] > 1e-6).mean(), 1 - 0.8 * (1 - 0.5 * 0.2)  # the first bond, or the second, is it
+    assert abs(share - wanted) < 4 * (wanted * (1 - wanted) / turned.sum().item()) ** 0.5

@@ -25,6 +25,7 @@ from ..models.turns import rotatable_bonds, turned_side
 
 MIRROR_SHARE = 0.25  # of the frames; the rest turn about bonds
 SECOND_BOND = 0.5  # chance that a second bond turns, too
+HYDROGENS_ONLY = 0.25  # how often a bond turns that moves hydrogens only, as a methyl's, where another turns once
 
 
 class Moves:
@@ -32,6 +33,8 @@ class Moves:
 
     def __init__(self, molecule: Molecule):
         self.bonds = rotatable_bonds(molecule)
+        self.weights = torch.tensor([HYDROGENS_ONLY if _turns_hydrogens(molecule, b, c) else 1.0
+                                     for b, c, _ in self.bonds])
 
     def __call__(self, positions: Tensor, generator: torch.Generator) -> Tensor:
         """Frames [frames, atoms, 3] moved: one or two bonds turned by uniform angles, or the mirror image."""
@@ -40,7 +43,7 @@ class Moves:
         angle = 2 * math.pi * (torch.rand(2, n, generator=generator) - 0.5)
         if not self.bonds:
             return -positions
-        bond = torch.randint(len(self.bonds), (2, n), generator=generator)
+        bond = torch.multinomial(self.weights, 2 * n, replacement=True, generator=generator).view(2, n)
         turned = torch.zeros(len(self.bonds), n)
         turned[bond[1], torch.arange(n)] = angle[1] * (second < SECOND_BOND)
         turned[bond[0], torch.arange(n)] = angle[0]
@@ -51,6 +54,12 @@ class Moves:
                 cosine, sine = (f(turned[k, rows].to(positions.dtype)) for f in (torch.cos, torch.sin))
                 moved[rows[:, None], side] = turned_side(moved[rows], b, c, side, cosine, sine)
         return torch.where((kind < MIRROR_SHARE)[:, None, None], -positions, moved)
+
+
+def _turns_hydrogens(molecule: Molecule, b: int, c: int) -> bool:
+    """Whether all that is bonded to one end, besides the other, is hydrogens: few of their turns change much."""
+    return any(all(molecule.atomic_numbers[k] == 1 for k in molecule.neighbors[end] if k != other)
+               for end, other in ((b, c), (c, b)))
 
 
 def contrastive_loss(energy: Tensor, moved_energy: Tensor) -> Tensor:
