@@ -456,7 +456,10 @@ def _neighbors(bonds: Sequence[Sequence[int]]) -> dict[int, set[int]]:
 
 
 def planes_of(bonds: Sequence[Sequence[int]]) -> list[list[int]]:
-    """(a, b, centre, c) of every atom with three bonds, a < b < c: half a turn where all four lie in a plane."""
+    """(a, b, centre, c) of every atom with three bonds, a < b < c: half a turn where all four lie in a plane.
+
+    Its sign says on which side the centre lies, and follows the order of the atoms.
+    """
     return [[a, b, centre, c] for centre, bonded in sorted(_neighbors(bonds).items()) if len(bonded) == 3
             for a, b, c in [sorted(bonded)]]
 
