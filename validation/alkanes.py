@@ -137,7 +137,7 @@ def at_temperature(kelvin: float) -> TraPPEAlkane:
 # ---- learned from snapshots ------------------------------------------------------------------------
 
 # beads: name, seconds of training, blocks, replicas
-RECIPES = {4: ("butane", 150, 3, 256), 13: ("tridecane", 480, 2, 256), 16: ("hexadecane", 480, 2, 256)}
+RECIPES = {4: ("butane", 150, 3, 256), 13: ("tridecane", 480, 2, 256), 16: ("hexadecane", 600, 2, 256)}
 
 
 def learned(n_beads: int) -> Part:
