@@ -315,7 +315,7 @@ def test_blocks_that_compute_something_else_are_refused():
     class Wrong(BlockRun):
         def _prepare(self, sampler):
             super()._prepare(sampler)
-            self._wrong = 1.5 * sampler.model.folded(sampler.noise_level, torch.float32)._tensors["readout_out"]
+            self._wrong = 20 * sampler.model.folded(sampler.noise_level, torch.float32)._tensors["readout_out"]
             self._weights.description["readout_out"] = self._wrong.data_ptr()
 
     with pytest.raises(UnavailableError, match="^resident: the GPU's loop is off the model's energy by .*=False"):
