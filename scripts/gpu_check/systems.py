@@ -43,7 +43,7 @@ def molecule(bonds: list[tuple[int, int]], n_features: int, n_blocks: int, **set
                "variance": [1e-5] * len(pairs)}
     torch.manual_seed(3)
     model = SchNet(len(places), n_features, n_blocks, bonds=bonds, springs=springs, spread=0.02,
-                   **{"n_harmonics": 6, **settings})
+                   n_harmonics=6, **settings)
     with torch.no_grad():
         model.readout_out.normal_()
         model.torsion_series.normal_()

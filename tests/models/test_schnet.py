@@ -27,8 +27,7 @@ def make(dtype=torch.float64, **changes):
     with torch.no_grad():  # heads start at zero; the tests want them to matter
         model.noise_heads.weight.normal_(0, 0.1)
         model.readout_out.normal_()
-        if model.torsion_series is not None:
-            model.torsion_series.normal_()
+        model.torsion_series.normal_()
     return model.to(dtype)
 
 

@@ -49,8 +49,8 @@ def chain(n: int) -> Molecule:
 
 
 def test_the_fit_finds_the_torsion_of_the_force_field():
-    """Butane has no other energy that depends on its torsion.  A bin has 300 frames or more at the minima, so its
-    logarithm is known to 0.06; the barriers, with few frames, count little and come out lower by the bins' width."""
+    """Butane has no other energy that depends on its torsion.  Of the largest difference, 0.115 kT0, 0.06 is the
+    ridge's, the rest of the bins' width and the sample; the three coefficients are 1.2, -0.2 and 2.6."""
     exact = TraPPEAlkane.butane()
     x = exact.sample(100_000, seed=2).float()
     (series,) = fit_torsion_series(bare(chain(4), 4), x)
@@ -88,7 +88,7 @@ def test_three_bonds_make_a_plane_whose_series_holds_it():
     off = x[:2].clone()
     off[:, 0, 2] = torch.tensor([0.0, 0.006])
     energy = torsion_series(ops.torsions(off, model.quadruples), series)[0][:, 0]
-    assert (energy[1] - energy[0]).item() == pytest.approx(0.5 * 1.5**2, rel=0.3)
+    assert (energy[1] - energy[0]).item() == pytest.approx(0.5 * 1.5**2, rel=0.05)
 
 
 def test_a_torsion_that_hardly_turns_has_a_finite_series():

@@ -248,7 +248,7 @@ class SchNet(Energy):
         return _Heads(first, pairs[::2], pairs[1::2], series)
 
     def _series(self, noise: Tensor, gates: Tensor) -> Tensor:
-        """(a_n, b_n) of each torsion type at each noise level, [R, torsion types, harmonics, 2]."""
+        """(a_n, b_n) of each torsion type at each noise level, [R, torsion types, harmonics (or none), 2]."""
         if self.torsion_series is None:
             return gates[..., None].expand(*gates.shape, 2)
         return self.torsion_series * (self._torsion_weight(noise)[:, None, None] * (1 + gates))[..., None]

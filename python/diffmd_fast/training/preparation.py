@@ -77,13 +77,12 @@ def fit_torsion_series(model: SchNet, positions: Tensor) -> Tensor:
     phase = centres[:, None] * orders
     design = torch.cat([torch.ones_like(centres)[:, None], phase.sin(), phase.cos()], 1)
     counts = torch.zeros(len(model.torsion_table), SERIES_BINS, dtype=torch.float64)
-    shares, planes = torch.zeros(len(counts), dtype=torch.float64), {tuple(plane) for plane in planes_of(model.bonds)}
-    together = Counter(frozenset(q[1:3]) for q in map(tuple, model.torsions) if q not in planes)
-    for quadruple, kind in zip(model.quadruples, model.torsion_index):
-        sine, cosine = ops.torsions(positions, quadruple[None])[:, 0].unbind(-1)
+    shares, planes = torch.zeros(len(counts), dtype=torch.float64), planes_of(model.bonds)
+    together = Counter(frozenset(atoms[1:3]) for atoms in model.torsions if atoms not in planes)
+    for atoms, kind in zip(model.torsions, model.torsion_index):
+        sine, cosine = ops.torsions(positions, torch.tensor([atoms]))[:, 0].unbind(-1)
         counts[kind] += torch.histc(torch.atan2(sine, cosine), SERIES_BINS, -torch.pi, torch.pi).double()
-        atoms = tuple(quadruple.tolist())
-        shares[kind] += 1 if planes & {atoms, atoms[::-1]} else 1 / together[frozenset(atoms[1:3])]
+        shares[kind] += 1 if atoms in planes else 1 / together[frozenset(atoms[1:3])]
     shares /= torch.bincount(model.torsion_index, minlength=len(counts)).clamp_min(1)
     weights = counts + 0.5
     # The small ridge holds coefficients down that only all but empty bins would fix, as where a ring hardly turns.
