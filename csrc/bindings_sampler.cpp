@@ -26,19 +26,21 @@ diffmd::SchNet<T> schnet_call(const py::dict& model, const py::dict& place, std:
   };
   const diffmd::SchNet<T> call{
       n_replicas, size("n_atoms"), size("n_features"), size("n_blocks"), size("n_coefficients"), size("n_torsions"),
-      size("n_springs"), size("n_harmonics"), model["cutoff"].cast<double>(), model["centre_stiffness"].cast<double>(),
-      atoms("quadruples"), atoms("spring_pairs"), of("embedding"), of("torsion_weights"), of("torsion_series"),
+      size("n_springs"), size("n_bends"), size("n_harmonics"), model["cutoff"].cast<double>(), model["centre_stiffness"].cast<double>(),
+      atoms("quadruples"), atoms("spring_pairs"), atoms("bend_triples"), of("embedding"), of("torsion_weights"), of("torsion_series"),
       of("project"), of("project_transposed"), of("coefficients"), of("first"), of("first_transposed"),
       of("first_bias"), of("second"), of("second_transposed"), of("second_bias"), of("readout"),
       of("readout_transposed"), of("readout_bias"), of("readout_out"), of("spring_stiffness"), of("spring_mean"),
+      of("bend_stiffness"), of("bend_mean"),
       at<T>(positions), at<T>(energy), at<T>(score), n_threads < 1 ? 1 : n_threads};
   const bool whole = call.n_features >= 0 && call.n_features % diffmd::kFeatureMultiple == 0;
   if (call.n_atoms < 1 || !whole || call.n_blocks < 0 || call.n_coefficients < 4 || call.n_torsions < 0 ||
-      call.n_springs < 0 || call.n_harmonics < 0)
+      call.n_springs < 0 || call.n_bends < 0 || call.n_harmonics < 0)
     throw py::value_error("sizes: expected at least 1 atom and 4 coefficients, and features padded to a multiple of " +
                           std::to_string(diffmd::kFeatureMultiple));
   check("quadruples", 4 * call.n_torsions);
   check("spring_pairs", 2 * call.n_springs);
+  check("bend_triples", 3 * call.n_bends);
   return call;
 }
 
@@ -139,7 +141,8 @@ diffmd::ResidentBlocks blocks_call(const py::dict& model, const py::dict& place,
                                    Address checked_pairs, bool evaluates, int molecules, int n_lanes, int precision) {
   const auto places = [&](const char* name) { return at<std::int32_t>(place[name].cast<Address>()); };
   const diffmd::ResidentBlocks call{resident_call<float>(model, place, run), places("role_starts"), places("roles"),
-                                    places("spring_starts"), places("spring_ends"), evaluates, molecules,
+                                    places("spring_starts"), places("spring_ends"), places("bend_starts"),
+                                    places("bend_atoms"), evaluates, molecules,
                                     diffmd::Precision(precision)};
   const diffmd::SchNet<float>& schnet = call.run.model;
   if (schnet.n_atoms > diffmd::kBlockAtoms)
@@ -151,6 +154,7 @@ diffmd::ResidentBlocks blocks_call(const py::dict& model, const py::dict& place,
     throw py::value_error("n_lanes: expected 1 to " + std::to_string(diffmd::kBlockLanes));
   check_places(model, "role_starts", "roles", 4 * schnet.n_torsions);
   check_places(model, "spring_starts", "spring_ends", 2 * schnet.n_springs);
+  check_places(model, "bend_starts", "bend_atoms", 3 * schnet.n_bends);
   check_atoms("pairs", at<std::int64_t>(checked_pairs), 2 * call.run.n_pairs, schnet.n_atoms);
   return call;
 }
@@ -176,13 +180,15 @@ void resident_cuda(const py::dict& model, const py::dict& place, const py::dict&
 }
 
 std::size_t resident_block_bytes(std::int64_t n_atoms, std::int64_t n_features, std::int64_t n_blocks,
-                                 std::int64_t n_torsions, std::int64_t n_springs, int molecules) {
+                                 std::int64_t n_torsions, std::int64_t n_springs, std::int64_t n_bends,
+                                 int molecules) {
   diffmd::SchNet<float> sizes{};
   sizes.n_atoms = n_atoms;
   sizes.n_features = n_features;
   sizes.n_blocks = n_blocks;
   sizes.n_torsions = n_torsions;
   sizes.n_springs = n_springs;
+  sizes.n_bends = n_bends;
   return diffmd::resident_block_bytes(sizes, molecules);
 }
 

@@ -2,6 +2,7 @@
 
 #include <math.h>
 
+#include "bend_math.hpp"
 #include "scratch.hpp"
 #include "simd.hpp"
 #include "torsion_math.hpp"
@@ -215,13 +216,13 @@ template <typename T> void find_pairs(const SchNet<T>& call, const T* x, std::in
   first_pair[call.n_atoms] = n;
 }
 
+template <typename T> DIFFMD_INLINE Vector<T> between(const T* x, std::int64_t from, std::int64_t to) {
+  const T *a = x + 3 * from, *b = x + 3 * to;
+  return {b[0] - a[0], b[1] - a[1], b[2] - a[2]};
+}
+
 template <typename T> DIFFMD_INLINE Bonds<T> bonds_of(const T* x, const std::int64_t* atom) {
-  Vector<T> b[3];
-  for (int k = 0; k < 3; ++k) {
-    const T *from = x + 3 * atom[k], *to = x + 3 * atom[k + 1];
-    b[k] = {to[0] - from[0], to[1] - from[1], to[2] - from[2]};
-  }
-  return {b[0], b[1], b[2]};
+  return {between(x, atom[0], atom[1]), between(x, atom[1], atom[2]), between(x, atom[2], atom[3])};
 }
 
 template <typename T> void find_angles(const SchNet<T>& call, const T* x, T* angles) {
@@ -239,10 +240,17 @@ template <typename T> DIFFMD_INLINE TorsionSeries<T> series_at(const SchNet<T>& 
                         angles[2 * t + 1]);
 }
 
-// Springs and the pull to the centre: energy returned, gradient added. The two do not overlap; not told so, GCC makes a
-// vector and a scalar copy that round differently and picks one by their distance, which depends on the batch.
+template <typename T> DIFFMD_INLINE void add(T* gradient, std::int64_t atom, Vector<T> part) {
+  gradient[3 * atom] += part.x;
+  gradient[3 * atom + 1] += part.y;
+  gradient[3 * atom + 2] += part.z;
+}
+
+// Springs, bends and the pull to the centre: energy returned, gradient added. The two arrays do not overlap; not told so,
+// GCC makes a vector and a scalar copy that round differently and picks one by their distance, which depends on the
+// batch.
 template <typename T>
-double add_springs(const SchNet<T>& call, const T* DIFFMD_RESTRICT x, T* DIFFMD_RESTRICT gradient) {
+double add_stiff(const SchNet<T>& call, const T* DIFFMD_RESTRICT x, T* DIFFMD_RESTRICT gradient) {
   double energy = 0.0;
   for (std::int64_t s = 0; s < call.n_springs; ++s) {
     const std::int64_t i = 3 * call.spring_pairs[2 * s], j = 3 * call.spring_pairs[2 * s + 1];
@@ -254,6 +262,15 @@ double add_springs(const SchNet<T>& call, const T* DIFFMD_RESTRICT x, T* DIFFMD_
       gradient[i + c] += pull * d[c];
       gradient[j + c] -= pull * d[c];
     }
+  }
+  for (std::int64_t b = 0; b < call.n_bends; ++b) {
+    const std::int64_t* atom = call.bend_triples + 3 * b;
+    const Bend<T> bend = bend_of(between(x, atom[1], atom[0]), between(x, atom[1], atom[2]));
+    const T bent = bend.cosine - call.bend_mean[b], slope = call.bend_stiffness[b] * bent;
+    energy += 0.5 * double(call.bend_stiffness[b]) * double(bent) * double(bent);
+    add(gradient, atom[0], slope * bend.by_a);
+    add(gradient, atom[1], -slope * (bend.by_a + bend.by_c));
+    add(gradient, atom[2], slope * bend.by_c);
   }
   if (call.centre_stiffness == 0.0) return energy;
   for (int c = 0; c < 3; ++c) {
@@ -420,7 +437,7 @@ template <typename T> void evaluate(const Block<T>& block) {
   geometry(block);
   forward(block);
   for (std::int64_t r = 0; r < block.count; ++r) {
-    double energy = add_springs(call, block.x(r), block.gradient(r));
+    double energy = add_stiff(call, block.x(r), block.gradient(r));
     for (std::int64_t t = 0; t < call.n_torsions; ++t) energy += double(series_at(call, t, block.angles(r)).energy);
     for (std::int64_t a = 0; a < call.n_atoms; ++a) {
       Pack<T> sum = fill<T>(T(0));

@@ -4,7 +4,7 @@
 //   h_i = embedding_i + sum over torsions, roles of i: sin * w_sin + cos * w_cos
 //   per block: p = h project, m_i = sum_{j != i} p_j * W(r_ij), h += second(silu(first(m)))
 //   E = sum_i readout_out . silu(readout(h_i)) + sum over torsions, n: a_n sin(n phi) + b_n cos(n phi)
-//       + 1/2 sum_springs k (r - r0)^2 + 1/2 k_c sum_i |x_i - mean x|^2
+//       + 1/2 sum_springs k (r - r0)^2 + 1/2 sum_bends k (cos - cos0)^2 + 1/2 k_c sum_i |x_i - mean x|^2
 //
 // The result of a replica depends on that replica alone, to the last bit: not on the batch, its place there, or the
 // number of threads. A replica with a position that is not finite gives NaN.
@@ -20,12 +20,13 @@ template <typename T> struct SchNet {
   std::int64_t n_features;           // F, a multiple of kFeatureMultiple
   std::int64_t n_blocks;             // B
   std::int64_t n_coefficients;       // K = intervals + 3 of a spline, at least 4
-  std::int64_t n_torsions, n_springs;
+  std::int64_t n_torsions, n_springs, n_bends;
   std::int64_t n_harmonics;          // of every torsion's series; 0 for none
   double cutoff;                     // nm, above 0
   double centre_stiffness;           // 1/nm^2; 0 for none
   const std::int64_t* quadruples;    // [n_torsions, 4] atoms in range
   const std::int64_t* spring_pairs;  // [n_springs, 2] atoms in range
+  const std::int64_t* bend_triples;  // [n_bends, 3] atoms in range: end, centre, end
   // Matrices are [in, out], their transposes [out, in].
   const T* embedding;                // [n_atoms, F]
   const T* torsion_weights;          // [n_torsions, 4 roles, (sin, cos), F]
@@ -37,6 +38,7 @@ template <typename T> struct SchNet {
   const T *readout, *readout_transposed;              // [F, F]
   const T *readout_bias, *readout_out;                // [F]
   const T *spring_stiffness, *spring_mean;            // [n_springs] 1/nm^2, nm
+  const T *bend_stiffness, *bend_mean;                // [n_bends] kT0 and 1, of the cosine
   const T* positions;                // [n_replicas, n_atoms, 3] nm
   T* energy;                         // [n_replicas] out, kT0
   T* score;                          // [n_replicas, n_atoms, 3] out, 1/nm; null: only the energy

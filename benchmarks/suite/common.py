@@ -30,11 +30,14 @@ def molecule(n_replicas: int, n_atoms: int, dtype=torch.float32) -> torch.Tensor
 
 
 def schnet(n_atoms: int, n_blocks: int = 3, n_features: int = 64) -> SchNet:
-    """A SchNet of the default size with springs, torsions and random parameters."""
+    """A SchNet of the default size with springs, bends, torsions and random parameters."""
     torch.manual_seed(0)
     bonds = [(i, i + 1) for i in range(n_atoms - 1)]
     springs = {"pairs": bonds, "mean": [0.15] * len(bonds), "variance": [1e-5] * len(bonds)}
-    return SchNet(n_atoms, n_features, n_blocks, bonds=bonds, springs=springs, spread=0.02, n_harmonics=6)
+    triples = [(i, i + 1, i + 2) for i in range(n_atoms - 2)]
+    bends = {"triples": triples, "mean": [-0.4] * len(triples), "variance": [5e-3] * len(triples),
+             "slope": [120.0] * len(triples)}
+    return SchNet(n_atoms, n_features, n_blocks, bonds=bonds, springs=springs, bends=bends, spread=0.02, n_harmonics=6)
 
 
 def median_seconds(call, repeats: int = 7) -> float:

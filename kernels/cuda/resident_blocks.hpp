@@ -20,6 +20,7 @@ struct ResidentBlocks {
   // Where an atom occurs: entries starts[a] .. starts[a + 1] - 1 are its places, ascending, in the flattened list.
   const std::int32_t *role_starts, *roles;          // [n_atoms + 1], [4 n_torsions]: places in quadruples
   const std::int32_t *spring_starts, *spring_ends;  // [n_atoms + 1], [2 n_springs]: places in spring_pairs
+  const std::int32_t *bend_starts, *bend_atoms;     // [n_atoms + 1], [3 n_bends]: places in bend_triples
   bool evaluates;  // energy and score of the positions given are worked out first; else they are read
   int molecules;   // of a block, at least 1
   Precision precision;

@@ -49,7 +49,7 @@ def _model_file() -> bytes:
     torch.manual_seed(1)
     springs = {"pairs": BONDS, "mean": [0.15] * 4, "variance": [2e-3] * 4}
     model = SchNet(5, n_features=6, n_blocks=2, cutoff=0.8, bonds=BONDS, n_knots=9, n_harmonics=2, springs=springs,
-                   spread=0.05)
+                   bends={"triples": [[0, 1, 2]], "mean": [-0.4], "variance": [2e-2], "slope": [90.0]}, spread=0.05)
     model.molecule = molecule()
     model.support = {"pairs": BONDS, "lowest": [0.14] * 4, "highest": [0.16] * 4, "energy": [-3.0, 9.0]}
     with written(b"", "model.safetensors") as path:

@@ -18,17 +18,20 @@ KNOTS = (4, 5, 9, 30, 100)
 
 
 def draw_config(case: Case, most_atoms: int = 14) -> dict:
-    """Constructor arguments of a small SchNet: a chain with branches, some torsions, some springs."""
+    """Constructor arguments of a small SchNet: a chain with branches, some torsions, springs and bends."""
     n_atoms = case.size(most_atoms, 1)
     bonds = [[case.random.randrange(max(0, i - 2), i), i] for i in range(1, n_atoms)]
     torsions = None if case.chance(0.6) else [case.permutation(n_atoms)[:4] for _ in range(3 if n_atoms > 3 else 0)]
     pairs = bonds[:case.size(5)]
     springs = {"pairs": pairs, "mean": [0.15] * len(pairs), "variance": [2e-3] * len(pairs)}
+    triples = [case.permutation(n_atoms)[:3] for _ in range(case.size(4) if n_atoms > 2 else 0)]
+    bends = {"triples": triples, "mean": [-0.4] * len(triples), "variance": [2e-2] * len(triples),
+             "slope": [90.0] * len(triples)}
     return {"n_atoms": n_atoms, "n_features": case.size(40, 1), "n_blocks": case.choice((1, 1, 2, 3)),
             "cutoff": case.choice((0.2, 0.5, 1.0, 5.0)), "bonds": bonds, "torsions": torsions,
             "atom_types": [case.random.randrange(3) for _ in range(n_atoms)] if case.chance(0.5) else None,
             "n_knots": case.choice(KNOTS), "n_harmonics": case.choice((0, 1, 3, 6)), "noise_levels": [0.002, 0.5],
-            "springs": springs if case.chance(0.5) else None, "spread": 0.05 if case.chance(0.5) else None}
+            "springs": springs if case.chance(0.5) else None, "bends": bends if case.chance(0.5) else None, "spread": 0.05 if case.chance(0.5) else None}
 
 
 def draw_model(case: Case, dtype: torch.dtype, most_atoms: int = 14) -> SchNet:

@@ -6,9 +6,10 @@ import torch
 import diffmd_fast
 from diffmd_fast import InputError, use_backend
 from diffmd_fast.models import SchNet
-from diffmd_fast.models.schnet import bonded_torsions
+from diffmd_fast.models.topology import bonded_angles, bonded_torsions
 
 CHAIN = [(0, 1), (1, 2), (2, 3), (3, 4)]
+BENT = [(0, 1, 2), (1, 2, 3), (2, 3, 4)]
 
 
 def chain_positions(n_replicas=3, n_atoms=5, seed=1, dtype=torch.float64):
@@ -22,7 +23,9 @@ def chain_positions(n_replicas=3, n_atoms=5, seed=1, dtype=torch.float64):
 def make(dtype=torch.float64, **changes):
     torch.manual_seed(3)
     arguments = dict(n_atoms=5, n_features=16, n_blocks=2, bonds=CHAIN, n_harmonics=3,
-                     springs={"pairs": CHAIN, "mean": [0.15] * 4, "variance": [1e-5] * 4}, spread=0.02)
+                     springs={"pairs": CHAIN, "mean": [0.15] * 4, "variance": [1e-5] * 4},
+                     bends={"triples": BENT, "mean": [-0.4] * 3, "variance": [5e-3] * 3, "slope": [120.0] * 3},
+                     spread=0.02)
     model = SchNet(**{**arguments, **changes})
     with torch.no_grad():  # heads start at zero; the tests want them to matter
         model.noise_heads.weight.normal_(0, 0.1)
@@ -36,7 +39,8 @@ def rotation(seed=5):
     return q * torch.sign(torch.linalg.det(q))
 
 
-def test_every_bonded_quadruple_once():
+def test_every_bonded_triple_and_quadruple_once():
+    assert bonded_angles([(0, 1), (2, 1), (1, 3)]) == [[0, 1, 2], [0, 1, 3], [2, 1, 3]] and bonded_angles([(0, 1)]) == []
     assert bonded_torsions([(0, 1), (1, 2), (2, 3)]) == [[0, 1, 2, 3]]
     assert bonded_torsions([(0, 1), (1, 2), (1, 4), (2, 3)]) == [[0, 1, 2, 3], [4, 1, 2, 3]]
     assert bonded_torsions([(0, 1), (1, 2), (2, 0)]) == []  # a three-ring has none
@@ -84,17 +88,18 @@ def test_noise_level_may_differ_per_replica():
 
 
 def test_large_noise_tends_to_the_gaussian():
-    """At large sigma springs fade as sigma^-4 and the pull to the centre is sigma^2/(sigma^2 + v)^2."""
+    """At large sigma springs and bends fade as sigma^-4 and the pull to the centre is sigma^2/(sigma^2 + v)^2."""
     model = make()
-    spring, centre = model._spring_stiffness(torch.tensor([1e-3, 5.0], dtype=torch.float64))
+    spring, bend, centre = model._stiffness(torch.tensor([1e-3, 5.0], dtype=torch.float64))
     assert abs(centre[1].item() * 25.0 - 1) < 0.01
     assert spring[1].max() * 25.0 < 1e-3
     assert abs(spring[0, 0].item() - 1 / (1e-5 + 2e-6)) < 0.01 * spring[0, 0].item()
+    assert abs(bend[0, 0].item() - 1 / (5e-3 + 120e-6)) < 0.01 * bend[0, 0].item() and bend[1].max() < 1e-5 * bend[0].min()
 
 
 def test_molecules_without_torsions_or_bonds():
     for bonds, n_atoms in (((), 1), (((0, 1),), 2), ((), 5)):
-        model = make(n_atoms=n_atoms, bonds=bonds, springs=None)
+        model = make(n_atoms=n_atoms, bonds=bonds, springs=None, bends=None)
         energy, score = model.energy_and_score(chain_positions(2, 5)[:, :n_atoms])
         assert torch.isfinite(energy).all() and torch.isfinite(score).all()
 
@@ -139,6 +144,9 @@ BAD = [
     ("noise_levels", dict(noise_levels=(0.5, 0.002))),
     ("noise_levels", dict(noise_levels=(0.0, 0.1))),
     ("springs", dict(springs={"pairs": [(0, 1)], "mean": [], "variance": []})),
+    ("bends", dict(bends={"triples": [(0, 1)], "mean": [0.0], "variance": [0.1], "slope": [1.0]})),
+    ("bends", dict(bends={"triples": [(0, 1, 2)], "mean": [0.0], "variance": [0.0], "slope": [1.0]})),
+    ("bends", dict(bends={"triples": [(0, 1, 2)], "mean": [0.0], "variance": [0.1]})),
     ("temperature", dict(temperature=0.0)),
 ]
 

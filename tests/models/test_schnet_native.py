@@ -11,17 +11,20 @@ from diffmd_fast.models import SchNet
 
 from ..ops.common import SIMD_LEVELS, assert_float64_rule, simd_level
 
-EVERYTHING = dict(torsions=True, springs=True, spread=True)
-BARE = dict(torsions=False, springs=False, spread=False)
+EVERYTHING = dict(torsions=True, springs=True, bends=True, spread=True)
+BARE = dict(torsions=False, springs=False, bends=False, spread=False)
 
 
-def make_model(rng, n_atoms, n_features=64, n_blocks=3, cutoff=1.0, torsions=True, springs=True, spread=True,
-               dtype=torch.float64):
+def make_model(rng, n_atoms, n_features=64, n_blocks=3, cutoff=1.0, torsions=True, springs=True, bends=True,
+               spread=True, dtype=torch.float64):
     """A chain with every parameter drawn away from its initial value, zeros included."""
     bonds = [(i, i + 1) for i in range(n_atoms - 1)]
     stiff = {"pairs": bonds, "mean": [0.15] * len(bonds), "variance": [3e-3] * len(bonds)}
+    triples = [(i, i + 1, i + 2) for i in range(n_atoms - 2)]
+    bent = {"triples": triples, "mean": [-0.3] * len(triples), "variance": [0.05] * len(triples),
+            "slope": [90.0] * len(triples)}
     model = SchNet(n_atoms, n_features, n_blocks, cutoff, bonds=bonds, torsions=None if torsions else (),
-                   springs=stiff if springs and bonds else None, spread=0.05 if spread else None,
+                   springs=stiff if springs else None, bends=bent if bends else None, spread=0.05 if spread else None,
                    n_harmonics=4 if torsions else 0)
     with torch.no_grad():
         for _, p in sorted(model.named_parameters()):
@@ -61,7 +64,7 @@ def test_equals_reference(rng, n_atoms, n_features, parts):
 
 
 @pytest.mark.parametrize("level", SIMD_LEVELS)
-@pytest.mark.parametrize("only", ["torsions", "springs", "spread"])
+@pytest.mark.parametrize("only", ["torsions", "springs", "bends", "spread"])
 def test_each_part_at_each_level(rng, level, only):
     model = make_model(rng, 6, 16, n_blocks=2, **{**BARE, only: True})
     positions = make_positions(rng, 7, 6)
@@ -230,7 +233,7 @@ def test_empty_batch_and_strides(rng):
     assert torch.equal(native(model, strided)[1], native(model, positions)[1])
 
 
-@pytest.mark.parametrize("wrong", ["features", "quadruples", "spring_pairs"])
+@pytest.mark.parametrize("wrong", ["features", "quadruples", "spring_pairs", "bend_triples"])
 def test_the_module_refuses_what_would_read_out_of_bounds(rng, wrong):
     model = make_model(rng, 5, 16)
     positions = make_positions(rng, 1, 5)

@@ -13,6 +13,7 @@ import diffmd_fast
 from diffmd_fast import InputError, Sampler, Spring, ops, set_num_threads, use_backend
 from diffmd_fast.models import SchNet, large, periodic, save_model, schnet
 from diffmd_fast.models.periodic import spatial_order
+from diffmd_fast.models.topology import bonded_angles
 from diffmd_fast.training import denoising_loss
 
 from ..ops.common import SIMD_LEVELS, assert_float64_rule, simd_level
@@ -25,8 +26,11 @@ def make(rng, n_atoms, box=None, bonded=False, n_features=16, dtype=torch.float6
     """Atoms of three types with every parameter drawn; ``bonded``: chains of five with torsions and springs."""
     bonds = [(i, i + 1) for i in range(n_atoms - 1) if bonded and i % 5 != 4]
     springs = {"pairs": bonds, "mean": [0.3] * len(bonds), "variance": [1e-2] * len(bonds)}
-    arguments = dict(n_features=n_features, n_blocks=2, cutoff=1.0, bonds=bonds, springs=springs, box=box,
-                     atom_types=[i % 3 for i in range(n_atoms)], n_harmonics=3)
+    triples = bonded_angles(bonds)
+    bends = {"triples": triples, "mean": [-0.3] * len(triples), "variance": [0.05] * len(triples),
+             "slope": [20.0] * len(triples)}
+    arguments = dict(n_features=n_features, n_blocks=2, cutoff=1.0, bonds=bonds, springs=springs, bends=bends,
+                     box=box, atom_types=[i % 3 for i in range(n_atoms)], n_harmonics=3)
     model = SchNet(n_atoms, **{**arguments, **changes})
     with torch.no_grad():
         for _, p in sorted(model.named_parameters()):
@@ -129,7 +133,8 @@ def test_sorting_changes_rounding_only(rng, box, monkeypatch):
     shuffled = torch.randperm(30, generator=rng)  # the chains in another order
     order = (5 * shuffled[:, None] + torch.arange(5)).flatten()
     types = [model.atom_types[i] for i in order.tolist()]
-    other = model.for_molecule(types, model.bonds, model.torsions, model.springs, model.box) if box else None
+    other = model.for_molecule(types, model.bonds, model.torsions, model.springs, model.box,
+                               model.bends) if box else None
     if other:
         assert_same(other.energy_and_score(x[:, order]), (want[0], want[1][:, order]))
 

@@ -8,7 +8,7 @@ import torch
 from diffmd_fast import InputError, ops
 from diffmd_fast.io import Molecule
 from diffmd_fast.models import SchNet, TraPPEAlkane
-from diffmd_fast.models.schnet import planes_of
+from diffmd_fast.models.topology import planes_of
 from diffmd_fast.models.torsion_series import torsion_series
 from diffmd_fast.training.preparation import fit_torsion_series
 

@@ -61,10 +61,12 @@ BONDS = [(0, 1), (1, 2), (2, 3), (3, 4)]
 
 
 def small_schnet(seed: int = 3) -> SchNet:
-    """Five beads, random weights; springs hold the bonds."""
+    """Five beads, random weights; springs hold the bonds, bends the angles."""
     torch.manual_seed(seed)
     springs = {"pairs": BONDS, "mean": [0.15] * 4, "variance": [1e-5] * 4}
-    model = SchNet(n_atoms=5, n_features=16, n_blocks=2, bonds=BONDS, springs=springs, spread=0.02,
+    bends = {"triples": [(0, 1, 2), (1, 2, 3), (2, 3, 4)], "mean": [-0.4] * 3, "variance": [2e-2] * 3,
+             "slope": [120.0] * 3}
+    model = SchNet(n_atoms=5, n_features=16, n_blocks=2, bonds=BONDS, springs=springs, bends=bends, spread=0.02,
                    n_harmonics=3)
     with torch.no_grad():
         model.readout_out.normal_()

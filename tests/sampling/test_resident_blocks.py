@@ -126,7 +126,7 @@ def test_few_atoms(rng, n_atoms):
         torch.testing.assert_close(a.double(), b, rtol=2e-6, atol=2e-6 * max(1.0, b.abs().max().item()))
 
 
-@pytest.mark.parametrize("only", ["torsions", "springs", "spread"])
+@pytest.mark.parametrize("only", ["torsions", "springs", "bends", "spread"])
 def test_each_part_alone_beyond_the_cutoff_and_in_one_place(rng, only):
     """Pairs beyond the cutoff, atoms that coincide, saturated activations."""
     model = make_model(rng, 6, 16, n_blocks=1, cutoff=0.3, dtype=torch.float32, **{**BARE, only: True})

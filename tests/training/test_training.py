@@ -21,7 +21,7 @@ from diffmd_fast.io import Molecule, Snapshots, read_snapshots
 from diffmd_fast.models import Energy, TraPPEAlkane
 from diffmd_fast.training import Settings, denoising_loss, draw_noise_levels, train
 from diffmd_fast.training.denoising import draw_noise
-from diffmd_fast.training.preparation import check_bonds, fit_springs, prepare_model
+from diffmd_fast.training.preparation import check_bonds, prepare_model
 
 SMALL = dict(n_steps=30, batch_size=32, n_features=16, n_blocks=1, validate_every=10, warm_up=5)
 
@@ -79,14 +79,6 @@ def test_noise_levels_cover_the_range_and_favour_the_low_end():
     assert levels.min() >= 0.002 and levels.max() <= 0.5 * (1 + 1e-6)
     below = (levels < math.sqrt(0.002 * 0.5)).float().mean().item()
     assert abs(below - 0.75) < 0.01  # a linearly falling density has three quarters of itself in the lower half
-
-
-def test_springs_are_the_means_and_variances(butane):
-    springs = fit_springs(torch.as_tensor(butane.positions), butane.molecule)
-    assert springs["pairs"] == [[0, 1], [0, 2], [1, 2], [1, 3], [2, 3]]
-    for pair, mean, variance in zip(*springs.values()):
-        r = np.linalg.norm(np.diff(butane.positions[:, pair].astype(np.float64), axis=1)[:, 0], axis=-1)
-        assert abs(mean - r.mean()) < 1e-9 and abs(variance / r.var(ddof=1) - 1) < 1e-6
 
 
 def test_fast_and_reference_steps_have_the_same_gradient(butane):

@@ -65,7 +65,7 @@ class FoldedSchNet:
     def __init__(self, model: SchNet, noise_level: float, dtype: torch.dtype):
         with torch.no_grad(), torch.autocast("cpu", enabled=False):  # it is kept, and used outside of an autocast
             noise = torch.tensor([noise_level], dtype=model.embedding.dtype)
-            folded, (spring, centre) = fold(model, noise), model._spring_stiffness(noise.double())
+            folded, stiffness = fold(model, noise), model._stiffness(noise.double())
             weights = {"embedding": folded.embedding[model.type_index],
                        "torsion_weights": folded.torsions[model.torsion_index]}
             stacked = map(torch.stack, zip(*folded.blocks))  # field by field, over the blocks
@@ -74,15 +74,18 @@ class FoldedSchNet:
             weights = {name: _pad(value, 2 if name in MATRICES else 1) for name, value in weights.items()}
             for name in MATRICES:
                 weights[name + "_transposed"] = weights[name].mT
-            weights["spring_stiffness"], weights["spring_mean"] = spring[0], model.spring_mean
+            weights["spring_stiffness"], weights["spring_mean"] = stiffness.springs[0], model.spring_mean
+            weights["bend_stiffness"], weights["bend_mean"] = stiffness.bends[0], model.bend_mean
             weights["torsion_series"] = folded.series[model.torsion_index]
             self._tensors = {name: value.detach().to(dtype).contiguous() for name, value in weights.items()}
-            self._tensors.update(quadruples=model.quadruples.contiguous(), spring_pairs=model.spring_pairs.contiguous())
+            self._tensors.update((name, getattr(model, name).contiguous())
+                                 for name in ("quadruples", "spring_pairs", "bend_triples"))
         self.description: dict[str, Any] = {
             "n_atoms": model.n_atoms, "n_features": weights["readout_out"].shape[0], "n_blocks": model.n_blocks,
             "n_coefficients": model.n_knots + 3, "n_torsions": len(model.torsions),
-            "n_springs": len(model.springs["pairs"]), "n_harmonics": model.n_harmonics, "cutoff": model.cutoff,
-            "centre_stiffness": float(centre[0]) if model.spread is not None else 0.0,
+            "n_springs": len(model.springs["pairs"]), "n_bends": len(model.bends["triples"]),
+            "n_harmonics": model.n_harmonics, "cutoff": model.cutoff,
+            "centre_stiffness": float(stiffness.centre[0]) if model.spread is not None else 0.0,
             **{name: tensor.data_ptr() for name, tensor in self._tensors.items()}}
         self._native = native("schnet", dtype)
 
@@ -108,6 +111,7 @@ class BlockWeights:
         here = dict(folded._tensors)
         here["role_starts"], here["roles"] = _places(here["quadruples"], n_atoms)
         here["spring_starts"], here["spring_ends"] = _places(here["spring_pairs"], n_atoms)
+        here["bend_starts"], here["bend_atoms"] = _places(here["bend_triples"], n_atoms)
         there = {name: tensor.to(device) for name, tensor in here.items()}
         self._kept = here, there
         self.description = folded.description | {name: tensor.data_ptr() for name, tensor in here.items()}

@@ -39,10 +39,10 @@ def energy_and_score(model: SchNet, positions: Tensor, noise_level: float,
             energy[r], one = _network(model, weights, x, with_score)
             if score is not None:
                 score[r] = one
-    if len(model.springs["pairs"]) or model.spread is not None:
+    if len(model.springs["pairs"]) or len(model.bends["triples"]) or model.spread is not None:
         with torch.inference_mode(False), torch.set_grad_enabled(with_score):
             x = positions.clone().requires_grad_(with_score)
-            stiff = model._spring_energy(x, torch.full((len(x),), noise_level, dtype=x.dtype))
+            stiff = model._stiff_energy(x, torch.full((len(x),), noise_level, dtype=x.dtype))
             slope = torch.autograd.grad(stiff.sum(), x)[0] if with_score else None
         energy = energy + stiff.detach()
         score = None if slope is None else score - slope
@@ -55,7 +55,7 @@ def _converted(folded: Folded, dtype: torch.dtype) -> Folded:
 
 
 def _network(model: SchNet, weights: Folded, positions: Tensor, with_score: bool) -> tuple[Tensor, Tensor | None]:
-    """Energy [] and score [atoms, 3] of one system [atoms, 3], without the springs."""
+    """Energy [] and score [atoms, 3] of one system [atoms, 3], without springs, bends and the pull to the centre."""
     n_atoms = positions.shape[0]
     workspace = _take_workspace(model)
     box = model.box_vectors(positions)

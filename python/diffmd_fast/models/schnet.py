@@ -4,14 +4,13 @@ Continuous-filter convolutions follow SchNet (Schuett et al., J. Chem. Phys. 148
 radial filters are cubic B-splines whose coefficients a small network produces from the knots, so an edge costs
 four multiply-adds per feature, in training and in a run alike; sines and cosines of bonded torsions enter as node
 features, so that a conformation and its mirror image are told apart; the noise level gates and shifts every block;
-and springs and torsion series fitted to the snapshots carry what the network would otherwise take long to learn.
+and springs, bends and torsion series fitted to the snapshots carry what the network would otherwise take long to learn.
 """
 
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,16 +18,17 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..backend import current_backend, in_transform
-from ..errors import InputError, check_integer, check_number, check_tensor, require
+from ..errors import check_integer, check_number, check_tensor, require
 from ..ops.spline_conv import MAX_KNOTS
+from .bonded import Stiffness, bend_cosines, check_bends, check_springs, harmonic
 from .energy import Energy
 from .folded import FoldedSchNet
 from .periodic import SORT_FROM, check_box, memory_order
+from .topology import bonded_torsions, canonical, check_atom_types, index_rows, planes_of, sequence_of
 from .torsion_series import torsion_series
 
 ALL_PAIRS_LIMIT = 64  # atoms up to which every pair is an edge; above, edges come from a list within the cutoff
 MAX_HARMONICS = 12
-SPRING_FADE = 0.05  # nm; springs describe small fluctuations only, so they fade at noise levels above this
 
 
 class SchNet(Energy):
@@ -55,15 +55,18 @@ class SchNet(Energy):
             come out different with the rest of the molecule.
         springs: {"pairs": [P, 2], "mean": [P] nm, "variance": [P] nm^2} of stiff distances, or None; fitted to the
             snapshots by the trainer.
+        bends: {"triples": [B, 3], "mean": [B], "variance": [B], "slope": [B] 1/nm^2} of the cosines of angles
+            (a, centre, c), or None; fitted with the springs.  The slope is the mean of |grad cos|^2: noise sigma
+            adds sigma^2 times that to the variance of the cosine.
         spread: nm^2, variance per coordinate of the atoms about the molecule's centre, or None; with it the
             energy tends to the exact Gaussian at large noise.
         temperature: T0 in K.
         box: nm, edge lengths [3] or rows of box vectors [3, 3] of a periodic box, at least two cutoffs wide, or
-            None.  Only the convolutions see images: bonds, torsions and springs connect the atoms as their
-            positions are given, so molecules must be whole.  Positions are never wrapped, and may leave the box.
+            None.  Only the convolutions see images: bonds, torsions, springs and bends connect the atoms as
+            their positions are given, so molecules must be whole.  Positions are never wrapped, and may leave the box.
 
     Raises:
-        InputError: an argument out of range; indices of bonds, torsions or springs out of the molecule; a spread
+        InputError: an argument out of range; indices of bonds, torsions, springs or bends out of the molecule; a spread
             in a periodic box, which has no centre.
     """
 
@@ -71,8 +74,8 @@ class SchNet(Energy):
                  bonds: Sequence = (), torsions: Sequence | None = None, *, atom_types: Sequence[int] | None = None,
                  n_knots: int = 100, noise_levels: tuple[float, float] = (0.002, 0.5),
                  torsion_fade: float = 0.02, n_harmonics: int = 0,
-                 springs: dict[str, Any] | None = None, spread: float | None = None, temperature: float = 300.0,
-                 box: Any = None):
+                 springs: dict[str, Any] | None = None, bends: dict[str, Any] | None = None,
+                 spread: float | None = None, temperature: float = 300.0, box: Any = None):
         super().__init__()
         self.n_atoms = check_integer(n_atoms, "n_atoms", minimum=1)
         self.n_features = check_integer(n_features, "n_features", minimum=1)
@@ -81,7 +84,7 @@ class SchNet(Energy):
         self.n_knots = check_integer(n_knots, "n_knots", minimum=4, maximum=MAX_KNOTS - 3)
         self.temperature = check_number(temperature, "temperature", above=0, unit="K")
         levels = [check_number(level, "noise_levels", above=0, unit="nm")
-                  for level in _sequence("noise_levels", noise_levels, "(smallest, largest) in nm")]
+                  for level in sequence_of("noise_levels", noise_levels, "(smallest, largest) in nm")]
         require(len(levels) == 2, "noise_levels", "(smallest, largest) in nm", f"{len(levels)} numbers")
         low, high = levels
         require(low <= high, "noise_levels", "(smallest, largest) in nm", f"({low:g}, {high:g})")
@@ -89,19 +92,19 @@ class SchNet(Energy):
         self.noise_level = low
         self.torsion_fade = check_number(torsion_fade, "torsion_fade", above=0, unit="nm")
         self.n_harmonics = check_integer(n_harmonics, "n_harmonics", minimum=0, maximum=MAX_HARMONICS)
-        self.bonds = _index_rows("bonds", bonds, 2, self.n_atoms)
-        self.torsions = bonded_torsions(self.bonds) + planes_of(self.bonds) if torsions is None else _index_rows(
+        self.bonds = index_rows("bonds", bonds, 2, self.n_atoms)
+        self.torsions = bonded_torsions(self.bonds) + planes_of(self.bonds) if torsions is None else index_rows(
             "torsions", torsions, 4, self.n_atoms)
-        types = list(range(self.n_atoms)) if atom_types is None else _atom_types(atom_types)
+        types = list(range(self.n_atoms)) if atom_types is None else check_atom_types(atom_types)
         require(len(types) == self.n_atoms, "atom_types", f"{self.n_atoms} integers", len(types))
         self.atom_types = types
         self.spread = None if spread is None else check_number(spread, "spread", above=0, unit="nm^2")
-        self._set_springs(springs)
+        self.springs, self.bends = check_springs(springs, self.n_atoms), check_bends(bends, self.n_atoms)
         self.box = check_box(box, self.cutoff)
         require(self.box is None or self.spread is None, "spread", "None in a periodic box, which has no centre",
                 self.spread)
         self.type_table = sorted(set(types))
-        self.torsion_table = sorted({_canonical(q, types)[0] for q in self.torsions})
+        self.torsion_table = sorted({canonical(q, types)[0] for q in self.torsions})
         self.support: dict[str, Any] | None = None
         self.molecule: Any = None
         self.training_record: dict[str, Any] = {}
@@ -136,25 +139,13 @@ class SchNet(Energy):
     def _n_radial(self) -> int:
         return max(8, round(64 * self.cutoff)) if self.cutoff < 4 else 256
 
-    def _set_springs(self, springs: dict[str, Any] | None) -> None:
-        springs = springs or {"pairs": [], "mean": [], "variance": []}
-        require(isinstance(springs, Mapping) and {"pairs", "mean", "variance"} <= springs.keys(), "springs",
-                "a mapping with pairs, mean and variance", repr(springs)[:80])
-        pairs = _index_rows("springs", springs["pairs"], 2, self.n_atoms)
-        mean, variance = (_sequence("springs", springs[name], f"{name} as one number a pair")
-                          for name in ("mean", "variance"))
-        self.springs = {"pairs": pairs, "mean": [check_number(v, "springs", minimum=0, unit="nm") for v in mean],
-                        "variance": [check_number(v, "springs", above=0, unit="nm^2") for v in variance]}
-        require(len(pairs) == len(self.springs["mean"]) == len(self.springs["variance"]), "springs",
-                "as many means and variances as pairs", [len(v) for v in self.springs.values()])
-
     def _assign(self) -> None:
         """Indices into the tables of atom and torsion types for the molecule at hand."""
         rank = {t: i for i, t in enumerate(self.type_table)}
         missing = sorted(set(self.atom_types) - set(rank))
         require(not missing, "atom_types", f"types the model knows ({self.type_table})", f"unknown types {missing}")
         classes = {key: i for i, key in enumerate(self.torsion_table)}
-        oriented = [_canonical(q, self.atom_types) for q in self.torsions]
+        oriented = [canonical(q, self.atom_types) for q in self.torsions]
         unknown = [key for key, _ in oriented if key not in classes]
         require(not unknown, "torsions", "quadruples of atom types the model was trained with", unknown[:3])
         as_buffer = {
@@ -164,6 +155,10 @@ class SchNet(Energy):
             "spring_pairs": torch.tensor(self.springs["pairs"], dtype=torch.int64).reshape(-1, 2),
             "spring_mean": torch.tensor(self.springs["mean"]),
             "spring_variance": torch.tensor(self.springs["variance"]),
+            "bend_triples": torch.tensor(self.bends["triples"], dtype=torch.int64).reshape(-1, 3),
+            "bend_mean": torch.tensor(self.bends["mean"]),
+            "bend_variance": torch.tensor(self.bends["variance"]),
+            "bend_slope": torch.tensor(self.bends["slope"]),
         }
         place = self._buffers["type_index"].device if "type_index" in self._buffers else None
         for name, value in as_buffer.items():
@@ -173,10 +168,11 @@ class SchNet(Energy):
         self._workspaces: list = []
 
     def for_molecule(self, atom_types: Sequence[int], bonds: Sequence = (), torsions: Sequence | None = None,
-                     springs: dict[str, Any] | None = None, box: Any = None) -> SchNet:
+                     springs: dict[str, Any] | None = None, box: Any = None,
+                     bends: dict[str, Any] | None = None) -> SchNet:
         """A model of another molecule, or of a periodic box, made of the same atom types, sharing the parameters.
 
-        Springs and box are of the new system alone.  In a box there is no pull to the centre (``spread``): it
+        Springs, bends and box are of the new system alone.  In a box there is no pull to the centre (``spread``): it
         belongs to one molecule at large noise.
 
         Move or convert (``to``, ``double``) before, not after: a shared parameter would change under the other model.
@@ -189,12 +185,12 @@ class SchNet(Energy):
         twin.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("_buffers", "_modules")})
         twin._modules = dict(self._modules)
         twin._buffers = dict(self._buffers)
-        twin.atom_types = _atom_types(atom_types)
+        twin.atom_types = check_atom_types(atom_types)
         twin.n_atoms = check_integer(len(twin.atom_types), "atom_types", minimum=1)
-        twin.bonds = _index_rows("bonds", bonds, 2, twin.n_atoms)
-        twin.torsions = bonded_torsions(twin.bonds) + planes_of(twin.bonds) if torsions is None else _index_rows(
+        twin.bonds = index_rows("bonds", bonds, 2, twin.n_atoms)
+        twin.torsions = bonded_torsions(twin.bonds) + planes_of(twin.bonds) if torsions is None else index_rows(
             "torsions", torsions, 4, twin.n_atoms)
-        twin._set_springs(springs)
+        twin.springs, twin.bends = check_springs(springs, twin.n_atoms), check_bends(bends, twin.n_atoms)
         twin.box = check_box(box, twin.cutoff)
         twin.spread = self.spread if twin.box is None else None
         twin.support, twin.molecule = None, None
@@ -208,8 +204,8 @@ class SchNet(Energy):
                 "cutoff": self.cutoff, "bonds": self.bonds, "torsions": self.torsions,
                 "atom_types": self.atom_types, "n_knots": self.n_knots, "noise_levels": list(self.noise_levels),
                 "torsion_fade": self.torsion_fade, "n_harmonics": self.n_harmonics,
-                "springs": self.springs, "spread": self.spread, "temperature": self.temperature,
-                "box": self.box}
+                "springs": self.springs, "bends": self.bends, "spread": self.spread,
+                "temperature": self.temperature, "box": self.box}
 
     # ---- the energy, differentiable ----------------------------------------------------------------------
 
@@ -235,7 +231,7 @@ class SchNet(Energy):
             h = h + block.update(messages * (1 + gate)[:, None], shift[:, None])
         last = nn.functional.silu(self.readout_in(h) + heads.shifts[-1][:, None])
         energy = (last.sum(1) * (self.readout_out * (1 + heads.gates[-1]))).sum(-1)
-        return energy + series + self._spring_energy(positions, noise)
+        return energy + series + self._stiff_energy(positions, noise)
 
     def _noise_heads(self, noise: Tensor) -> _Heads:
         low, high = (math.log(level) for level in self.noise_levels)
@@ -271,29 +267,23 @@ class SchNet(Energy):
         flat = dense.reshape(2 * n_torsions, self.n_atoms * self.n_features)
         return (angles.flatten(1) @ flat).view(-1, self.n_atoms, self.n_features)
 
-    def _spring_energy(self, positions: Tensor, noise: Tensor) -> Tensor:
-        """Springs of the stiff distances and the Gaussian of large noise, with weights that depend on sigma alone."""
-        spring, centre = self._spring_stiffness(noise)
+    def _stiff_energy(self, positions: Tensor, noise: Tensor) -> Tensor:
+        """Springs, bends and the Gaussian of large noise, with weights that depend on sigma alone."""
+        stiffness = self._stiffness(noise)
         energy = positions.new_zeros(positions.shape[0])
         if len(self.springs["pairs"]):
             i, j = self.spring_pairs.unbind(1)
             r = torch.linalg.vector_norm(positions[:, i] - positions[:, j], dim=-1)
-            energy = 0.5 * (spring * (r - self.spring_mean.to(r.dtype)) ** 2).sum(1)
+            energy = harmonic(r, self.spring_mean, stiffness.springs)
+        if len(self.bends["triples"]):
+            energy = energy + harmonic(bend_cosines(positions, self.bend_triples)[0], self.bend_mean, stiffness.bends)
         if self.spread is not None:
             from_centre = positions - positions.mean(1, keepdim=True)
-            energy = energy + 0.5 * centre * from_centre.square().sum((1, 2))
+            energy = energy + 0.5 * stiffness.centre * from_centre.square().sum((1, 2))
         return energy
 
-    def _spring_stiffness(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """1/nm^2: of each spring [R, P], and of the pull to the centre [R].
-
-        A distance with variance v has variance v + 2 sigma^2 once both its atoms carry noise sigma.  The pull
-        sigma^2/(sigma^2 + v)^2 tends to the exact 1/sigma^2 of pure noise and vanishes where there is none.
-        """
-        squared = noise[:, None] ** 2
-        fade = SPRING_FADE**2 / (SPRING_FADE**2 + squared)
-        spring = fade / (self.spring_variance.to(noise.dtype) + 2 * squared)
-        return spring, squared[:, 0] / (squared[:, 0] + (self.spread or 1.0)) ** 2
+    def _stiffness(self, noise: Tensor) -> Stiffness:
+        return Stiffness.at(noise, self.spring_variance, self.bend_variance, self.bend_slope, self.spread)
 
     def _pairs(self, positions: Tensor):
         """Edges: all pairs of a small molecule (they do not depend on the positions, so they are kept), else a list."""
@@ -433,62 +423,3 @@ class _Block(nn.Module):
 
     def update(self, messages: Tensor, shift: Tensor) -> Tensor:
         return self.second(nn.functional.silu(self.first(messages) + shift))
-
-
-def _sequence(name: str, values: Any, expected: str) -> list:
-    """``values`` as a list; InputError where they are none, as 3 or None for a list of bonds."""
-    try:
-        return list(values)
-    except TypeError:
-        raise InputError(f"{name}: expected {expected}, got {values!r}"[:200]) from None
-
-
-def _atom_types(values: Any) -> list[int]:
-    return [check_integer(t, "atom_types", minimum=0) for t in _sequence("atom_types", values, "one integer an atom")]
-
-
-def _neighbors(bonds: Sequence[Sequence[int]]) -> dict[int, set[int]]:
-    neighbors: dict[int, set[int]] = {}
-    for i, j in bonds:
-        neighbors.setdefault(i, set()).add(j)
-        neighbors.setdefault(j, set()).add(i)
-    return neighbors
-
-
-def planes_of(bonds: Sequence[Sequence[int]]) -> list[list[int]]:
-    """(a, b, centre, c) of every atom with three bonds, a < b < c: half a turn where all four lie in a plane.
-
-    Its sign says on which side the centre lies, and follows the order of the atoms.
-    """
-    return [[a, b, centre, c] for centre, bonded in sorted(_neighbors(bonds).items()) if len(bonded) == 3
-            for a, b, c in [sorted(bonded)]]
-
-
-def bonded_torsions(bonds: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Every quadruple (a, b, c, d) with bonds a-b, b-c, c-d, each once with b < c, sorted."""
-    neighbors = _neighbors(bonds)
-    return sorted([a, b, c, d] for b in neighbors for c in neighbors[b] if b < c
-                  for a in neighbors[b] - {c} for d in neighbors[c] - {b, a})
-
-
-def _canonical(quadruple: Sequence[int], types: Sequence[int]) -> tuple[tuple[int, ...], list[int]]:
-    """(types, atoms) read from the end that gives the smaller types: both readings are one torsion."""
-    forward = tuple(types[i] for i in quadruple)
-    if forward[::-1] < forward:
-        return forward[::-1], list(quadruple)[::-1]
-    return forward, list(quadruple)
-
-
-def _index_rows(name: str, rows: Any, width: int, n_atoms: int) -> list[list[int]]:
-    """Rows of ``width`` distinct atom indices as lists, checked."""
-    result = []
-    for row in _sequence(name, rows, f"rows of {width} atom indices"):
-        try:
-            row = [operator.index(i) for i in row]
-        except TypeError:
-            raise InputError(f"{name}: expected rows of {width} atom indices, got {row!r}") from None
-        good = len(row) == width and len(set(row)) == width and all(0 <= i < n_atoms for i in row)
-        if not good:
-            raise InputError(f"{name}: expected rows of {width} different atoms in 0..{n_atoms - 1}, got {row}")
-        result.append(row)
-    return result

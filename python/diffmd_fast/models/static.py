@@ -2,7 +2,7 @@
 
 What a captured CUDA graph needs (sampling/graph.py): forward and backward written out, as in large.py, but for all
 replicas at once; the neighbor list is kept by the device.  Nothing is scattered, so sums have one order and results
-repeat bit for bit: an atom gathers from the torsions and springs it takes part in.
+repeat bit for bit: an atom gathers from the torsions, springs and bends it takes part in.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import ops
 from ..reference.neighbor_list import inverse_boxes
+from .bonded import Stiffness, bend_cosines, harmonic
 from .folded import fold
 from .large import _converted
 from .schnet import SchNet
@@ -46,11 +47,11 @@ class StaticSchNet:
         with _no_autocast(place):
             noise = torch.tensor([level], dtype=model.embedding.dtype, device=model.embedding.device)
             self._weights = _converted(fold(model, noise), dtype)
-            spring, centre = (each.to(dtype) for each in model._spring_stiffness(noise.double()))
+            stiffness = Stiffness(*(each.to(dtype) for each in model._stiffness(noise.double())))
         self._embedding = self._weights.embedding[model.type_index]
-        self._spread = centre if model.spread is not None else None
+        self._spread = stiffness.centre if model.spread is not None else None
         self._set_torsions(model)
-        self._set_springs(model, spring[0])
+        self._set_stiff(model, stiffness)
         self.cutoff, box = model.cutoff, model.box_vectors(positions)
         self.list, self._all_pairs = None, None
         if model.by_list():
@@ -72,12 +73,16 @@ class StaticSchNet:
         self._torsion_weights = (weights * held[:, :, None, None]).flatten(1, 2)
         self._torsions_of_atoms = (incident // 4).flatten()
 
-    def _set_springs(self, model: SchNet, stiffness: Tensor) -> None:
-        self._springs = None
+    def _set_stiff(self, model: SchNet, stiffness: Stiffness) -> None:
+        self._springs, self._bends = None, None
         if len(model.springs["pairs"]):
             incident, held, _ = _incidences(model.spring_pairs, model.n_atoms)
-            signs = (held * (1 - 2 * (incident % 2)))[:, :, None].to(stiffness.dtype)
-            self._springs = (model.spring_pairs, stiffness, model.spring_mean.to(stiffness.dtype), incident // 2, signs)
+            signs = (held * (1 - 2 * (incident % 2)))[:, :, None].to(self._weights.readout.dtype)
+            self._springs = model.spring_pairs, stiffness.springs[0], model.spring_mean.to(signs), incident // 2, signs
+        if len(model.bends["triples"]):
+            incident, held, _ = _incidences(model.bend_triples, model.n_atoms)
+            held = held[:, :, None].to(self._weights.readout.dtype)
+            self._bends = model.bend_triples, stiffness.bends[0], model.bend_mean.to(held), incident, held
 
     @property
     def nbytes(self) -> int:
@@ -134,15 +139,22 @@ class StaticSchNet:
         return energy.to(positions.dtype), gradient
 
     def _stiff(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Energy and gradient of the springs and of the pull to the centre."""
+        """Energy and gradient of the springs, the bends and the pull to the centre."""
         energy, gradient = positions.new_zeros(len(positions)), torch.zeros_like(positions)
         if self._springs is not None:
             pairs, stiffness, mean, incident, signs = self._springs
             apart = positions[:, pairs[:, 0]] - positions[:, pairs[:, 1]]
             r = torch.linalg.vector_norm(apart, dim=-1)
-            energy = 0.5 * (stiffness * (r - mean) ** 2).sum(1)
+            energy = harmonic(r, mean, stiffness)
             along = torch.where(r > 0, stiffness * (r - mean) / r, 0.0)[:, :, None] * apart
             gradient = (along[:, incident] * signs).sum(2)
+        if self._bends is not None:
+            triples, stiffness, mean, incident, held = self._bends
+            cosine, by_a, by_c = bend_cosines(positions, triples)
+            energy = energy + harmonic(cosine, mean, stiffness)
+            slope = (stiffness * (cosine - mean))[:, :, None, None]
+            by_atom = (slope * torch.stack([by_a, -by_a - by_c, by_c], 2)).flatten(1, 2)  # [R, places, 3]
+            gradient = gradient + (by_atom[:, incident] * held).sum(2)
         if self._spread is not None:
             from_centre = positions - positions.mean(1, keepdim=True)
             energy = energy + 0.5 * self._spread * from_centre.square().sum((1, 2))

@@ -50,7 +50,7 @@ def block_bytes(model: SchNet, molecules: int) -> int:
     """Bytes of shared memory of a block of so many molecules."""
     n_features = -(-model.n_features // FEATURE_MULTIPLE) * FEATURE_MULTIPLE
     return _C.resident_block_bytes(model.n_atoms, n_features, model.n_blocks, len(model.torsions),
-                                   len(model.springs["pairs"]), molecules)
+                                   len(model.springs["pairs"]), len(model.bends["triples"]), molecules)
 
 
 def plan(model: SchNet, n_replicas: int, limits: tuple[int, int]) -> tuple[int, int]:

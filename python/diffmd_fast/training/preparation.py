@@ -1,4 +1,4 @@
-"""What is read off the snapshots before training: springs, spread, the support, and a model of the right shape."""
+"""What is read off the snapshots before training: springs, bends, series, spread, support, and a model of that shape."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .. import ops
 from ..errors import InputError, require
 from ..io import Molecule
 from ..models import SchNet
-from ..models.schnet import planes_of
+from ..models.topology import planes_of
+from .bonded_fit import fit_bonded
 
 LONG_BOND = 1.0  # nm; beyond it units or periodic images are to be suspected
 SERIES_BINS = 72  # of a turn
-STIFF = 0.02  # nm; a distance that fluctuates more than this is left to the network
 
 
 def centred(positions: Tensor) -> Tensor:
@@ -52,18 +52,6 @@ def check_bonds(positions: Tensor, molecule: Molecule) -> None:
         warnings.warn(f"atoms {i} and {j} are bonded and {r[frame, bond]:.3g} nm apart in frame {frame}: are the "
                       "positions in nm, and the molecules whole where they cross the edge of a periodic box?",
                       stacklevel=3)
-
-
-def fit_springs(positions: Tensor, molecule: Molecule) -> dict[str, Any]:
-    """Mean and variance of every bonded and 1-3 distance that fluctuates by less than STIFF nm."""
-    pairs = stiff_pairs(molecule)
-    if not pairs:
-        return {"pairs": [], "mean": [], "variance": []}
-    r = distances(positions.double(), pairs)
-    mean, variance = r.mean(0), r.var(0).clamp_min(1e-8)
-    keep = [k for k in range(len(pairs)) if variance[k] < STIFF**2]
-    return {"pairs": [pairs[k] for k in keep], "mean": [mean[k].item() for k in keep],
-            "variance": [variance[k].item() for k in keep]}
 
 
 def fit_torsion_series(model: SchNet, positions: Tensor) -> Tensor:
@@ -115,16 +103,17 @@ def measure_support(model: SchNet, positions: Tensor, n_frames: int = 4096) -> d
 def prepare_model(positions: Tensor, molecule: Molecule, temperature: float, *, n_features: int, n_blocks: int,
                   cutoff: float, noise_levels: tuple[float, float], torsion_fade: float = 0.02,
                   n_harmonics: int = 0) -> SchNet:
-    """A SchNet for this molecule with springs, spread and torsion series fitted to the frames [frames, atoms, 3] nm."""
+    """A SchNet for this molecule; springs, bends, spread and series are fitted to frames [frames, atoms, 3] nm."""
     require(len(positions) >= 2, "snapshots", "at least 2 frames", len(positions))
     if molecule.n_atoms != positions.shape[1]:
         raise InputError(f"topology: expected {positions.shape[1]} atoms as in the snapshots, got {molecule.n_atoms}")
     x = centred(positions)
     spread = x.square().sum((1, 2)).mean().item() / (3 * x.shape[1])
+    bonds = [list(bond) for bond in molecule.bonds]
+    springs, bends = fit_bonded(x, bonds, noise_levels[0])
     model = SchNet(molecule.n_atoms, n_features=n_features, n_blocks=n_blocks, cutoff=cutoff,
-                   bonds=[list(bond) for bond in molecule.bonds], noise_levels=noise_levels,
-                   torsion_fade=torsion_fade, n_harmonics=n_harmonics,
-                   springs=fit_springs(x, molecule), spread=max(spread, 1e-6), temperature=temperature)
+                   bonds=bonds, noise_levels=noise_levels, torsion_fade=torsion_fade, n_harmonics=n_harmonics,
+                   springs=springs, bends=bends, spread=max(spread, 1e-6), temperature=temperature)
     model.molecule = molecule
     if model.torsion_series is not None:
         with torch.no_grad():

@@ -1,0 +1,85 @@
+"""Springs of stiff distances and bends of bond angles: the harmonic part of the energy, fitted to the snapshots.
+
+A bend is harmonic in the cosine of its angle, which is smooth everywhere and needs no inverse function; for the few
+degrees that an angle turns it is the harmonic angle of force fields.  csrc/bend_math.hpp has the same for native code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import check_number, require
+from .topology import index_rows, sequence_of
+
+FADE = 0.05  # nm; springs and bends describe small fluctuations only, so they fade at noise levels above this
+LENGTH_FLOOR = 1e-8  # nm^2, added to the square of a bond, as in csrc/torsions.hpp: cosines stay smooth at length 0
+
+
+class Stiffness(NamedTuple):
+    """In kT0: of each spring [R, P] 1/nm^2, of each bend [R, B], and of the pull to the centre [R] 1/nm^2."""
+
+    springs: Tensor
+    bends: Tensor
+    centre: Tensor
+
+    @classmethod
+    def at(cls, noise: Tensor, spring_variance: Tensor, bend_variance: Tensor, bend_slope: Tensor,
+           spread: float | None) -> Stiffness:
+        """At noise levels [R] in nm.
+
+        A coordinate q with variance v has variance v + sigma^2 |grad q|^2 once all its atoms carry noise sigma; for a
+        distance that is v + 2 sigma^2.  The pull sigma^2/(sigma^2 + v)^2 tends to the exact 1/sigma^2 of pure noise
+        and vanishes where there is none.
+        """
+        squared = noise[:, None] ** 2
+        fade = FADE**2 / (FADE**2 + squared)
+        return cls(fade / (spring_variance.to(noise.dtype) + 2 * squared),
+                   fade / (bend_variance.to(noise.dtype) + bend_slope.to(noise.dtype) * squared),
+                   squared[:, 0] / (squared[:, 0] + (spread or 1.0)) ** 2)
+
+
+def harmonic(values: Tensor, mean: Tensor, stiffness: Tensor) -> Tensor:
+    """Energy [R] in kT0 of coordinates [R, n]."""
+    return 0.5 * (stiffness * (values - mean.to(values.dtype)) ** 2).sum(1)
+
+
+def bend_cosines(positions: Tensor, triples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosines [R, B] of the angles (a, centre, c), and their gradients by a and by c [R, B, 3] in 1/nm.
+
+    That by the centre is minus the sum of both.
+    """
+    a, centre, c = triples.unbind(1)
+    u, v = positions[:, a] - positions[:, centre], positions[:, c] - positions[:, centre]
+    over_u, over_v = (torch.rsqrt(w.square().sum(-1, keepdim=True) + LENGTH_FLOOR) for w in (u, v))
+    u, v = u * over_u, v * over_v
+    cosine = (u * v).sum(-1, keepdim=True)
+    return cosine[..., 0], over_u * (v - cosine * u), over_v * (u - cosine * v)
+
+
+def check_springs(springs: Any, n_atoms: int) -> dict[str, Any]:
+    """Springs as a mapping of lists; InputError for anything else."""
+    return _check("springs", springs, "pairs", 2, n_atoms,
+                  {"mean": dict(minimum=0, unit="nm"), "variance": dict(above=0, unit="nm^2")})
+
+
+def check_bends(bends: Any, n_atoms: int) -> dict[str, Any]:
+    """Bends as a mapping of lists; InputError for anything else."""
+    return _check("bends", bends, "triples", 3, n_atoms,
+                  {"mean": {}, "variance": dict(above=0), "slope": dict(minimum=0, unit="1/nm^2")})
+
+
+def _check(name: str, given: Any, rows: str, width: int, n_atoms: int, limits: dict[str, dict]) -> dict[str, Any]:
+    given = given or {key: [] for key in (rows, *limits)}
+    require(isinstance(given, Mapping) and {rows, *limits} <= given.keys(), name,
+            f"a mapping with {', '.join((rows, *limits))}", repr(given)[:80])
+    result: dict[str, Any] = {rows: index_rows(name, given[rows], width, n_atoms)}
+    for key, limit in limits.items():
+        numbers = sequence_of(name, given[key], f"{key} as one number for each of the {rows}")
+        result[key] = [check_number(number, name, **limit) for number in numbers]
+    require(len({len(part) for part in result.values()}) == 1, name,
+            f"as many of {', '.join(limits)} as {rows}", [len(part) for part in result.values()])
+    return result
