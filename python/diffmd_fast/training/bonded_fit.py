@@ -28,6 +28,8 @@ def fit_bonded(positions: Tensor, bonds: list[list[int]], noise_level: float) ->
     They are fitted to frames with the smallest noise, in which a run moves; then its variance is taken out again.
     """
     coordinates = _Coordinates(sorted(sorted(bond) for bond in bonds), bonded_angles(bonds), positions.shape[1])
+    if not bonds:
+        return ({"pairs": [], "mean": [], "variance": []}, {"triples": [], "mean": [], "variance": [], "slope": []})
     generator = torch.Generator().manual_seed(0)
     frames = positions.repeat(-(-N_SAMPLES // len(positions)), 1, 1).double()
     frames = frames + noise_level * torch.randn(frames.shape, generator=generator, dtype=torch.float64)
