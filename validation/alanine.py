@@ -102,7 +102,7 @@ def all_atoms() -> Part:
     system = "alanine dipeptide, all atoms"
     snapshots = read("ala2_implicit_300K_train.npz")
     # The usual 0.002 nm softens bonds to hydrogen by half and blurs what is compared at short times.
-    model = trained("all_atoms", snapshots, Settings(n_steps=10**6, max_seconds=1200, noise_levels=(0.001, 0.5)))
+    model = trained("all_atoms", snapshots, Settings(n_steps=10**6, max_seconds=1500, noise_levels=(0.001, 0.5)))
     faces(part, system, model, snapshots, read_reference(need_data("ala2_reference_rama.npz")), 0.005, n_steps=20_000,
           n_generated=2048)
     basins(part, system, model, snapshots, 20_000)

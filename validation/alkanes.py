@@ -136,21 +136,24 @@ def at_temperature(kelvin: float) -> TraPPEAlkane:
 
 # ---- learned from snapshots ------------------------------------------------------------------------
 
-# beads: name, seconds of training, blocks, replicas
-RECIPES = {4: ("butane", 150, 3, 256), 13: ("tridecane", 480, 2, 256), 16: ("hexadecane", 480, 2, 256)}
+# beads: name, seconds of training, blocks, smallest noise level in nm, ps of the run
+RECIPES = {4: ("butane", 150, 3, 0.002, 120), 13: ("tridecane", 480, 2, 0.001, 100),
+           16: ("hexadecane", 600, 2, 0.001, 100)}
+N_REPLICAS = 256
 
 
 def learned(n_beads: int) -> Part:
-    name, seconds, n_blocks, n_replicas = RECIPES[n_beads]
+    name, seconds, n_blocks, noise_level, picoseconds = RECIPES[n_beads]
     part = Part(f"TraPPE {name} learned from snapshots")
     snapshots = read(f"{name}_ua_300K.npz")
-    model = trained(name, snapshots, Settings(n_steps=10**6, max_seconds=seconds, n_blocks=n_blocks))
-    start = starts(snapshots, n_replicas)
+    settings = Settings(n_steps=10**6, max_seconds=seconds, n_blocks=n_blocks, noise_levels=(noise_level, 0.5))
+    model = trained(name, snapshots, settings)
+    start = starts(snapshots, N_REPLICAS)
     # D dt L = 0.9: with Leimkuhler-Matthews even the stiffest bond has the right width.
     spring = Spring.from_time_step(0.9 / (DIFFUSION * estimate_curvature(model, start)), DIFFUSION)
     every = max(1, round(0.25 / spring.time_step))
     sampler = Sampler(model, spring, seed=5, integrator="leimkuhler-matthews")
-    frames = sampler.run(start, round(120 / spring.time_step), every).positions
+    frames = sampler.run(start, round(picoseconds / spring.time_step), every).positions
     settled, interval = frames[len(frames) // 10 :], every * spring.time_step
     angles, reference = angles_of(settled), dihedral_angles(snapshots.positions, torsions(n_beads))
     system = f"{name}, learned"
@@ -169,7 +172,7 @@ def learned(n_beads: int) -> Part:
                           "snapshots (grey), all together."))
     part.pictures.append((matrix_figure(name, correlation_matrix(settled[:400, 0])), f"{name}: correlation matrix of "
                           f"400 frames of one replica, {interval:.2f} ps apart, as in the paper's figures."))
-    part.remarks.append(f"{seconds} s of training; {n_replicas} replicas × {frames.shape[0] * interval:.0f} ps at "
+    part.remarks.append(f"{seconds} s of training; {N_REPLICAS} replicas × {frames.shape[0] * interval:.0f} ps at "
                         f"{spring}, leimkuhler-matthews; noise level {model.noise_level:g} nm.")
     return part
 

@@ -31,7 +31,8 @@ def draw_config(case: Case, most_atoms: int = 14) -> dict:
             "cutoff": case.choice((0.2, 0.5, 1.0, 5.0)), "bonds": bonds, "torsions": torsions,
             "atom_types": [case.random.randrange(3) for _ in range(n_atoms)] if case.chance(0.5) else None,
             "n_knots": case.choice(KNOTS), "n_harmonics": case.choice((0, 1, 3, 6)), "noise_levels": [0.002, 0.5],
-            "springs": springs if case.chance(0.5) else None, "bends": bends if case.chance(0.5) else None, "spread": 0.05 if case.chance(0.5) else None}
+            "springs": springs if case.chance(0.5) else None, "bends": bends if case.chance(0.5) else None,
+            "spread": 0.05 if case.chance(0.5) else None}
 
 
 def draw_model(case: Case, dtype: torch.dtype, most_atoms: int = 14) -> SchNet:

@@ -40,7 +40,8 @@ def rotation(seed=5):
 
 
 def test_every_bonded_triple_and_quadruple_once():
-    assert bonded_angles([(0, 1), (2, 1), (1, 3)]) == [[0, 1, 2], [0, 1, 3], [2, 1, 3]] and bonded_angles([(0, 1)]) == []
+    assert bonded_angles([(0, 1), (2, 1), (1, 3)]) == [[0, 1, 2], [0, 1, 3], [2, 1, 3]]
+    assert bonded_angles([(0, 1)]) == []
     assert bonded_torsions([(0, 1), (1, 2), (2, 3)]) == [[0, 1, 2, 3]]
     assert bonded_torsions([(0, 1), (1, 2), (1, 4), (2, 3)]) == [[0, 1, 2, 3], [4, 1, 2, 3]]
     assert bonded_torsions([(0, 1), (1, 2), (2, 0)]) == []  # a three-ring has none
@@ -88,13 +89,24 @@ def test_noise_level_may_differ_per_replica():
 
 
 def test_large_noise_tends_to_the_gaussian():
-    """At large sigma springs and bends fade as sigma^-4 and the pull to the centre is sigma^2/(sigma^2 + v)^2."""
+    """At large sigma springs fade as sigma^-4, bends faster, and the pull to the centre is sigma^2/(sigma^2 + v)^2."""
     model = make()
     spring, bend, centre = model._stiffness(torch.tensor([1e-3, 5.0], dtype=torch.float64))
     assert abs(centre[1].item() * 25.0 - 1) < 0.01
     assert spring[1].max() * 25.0 < 1e-3
     assert abs(spring[0, 0].item() - 1 / (1e-5 + 2e-6)) < 0.01 * spring[0, 0].item()
-    assert abs(bend[0, 0].item() - 1 / (5e-3 + 120e-6)) < 0.01 * bend[0, 0].item() and bend[1].max() < 1e-5 * bend[0].min()
+    assert abs(bend[0, 0].item() * (5e-3 + 120e-6) - 0.98) < 0.01 and bend[1].max() < 1e-9 * bend[0].min()
+
+
+def test_between_the_ends_of_an_angle_a_spring_appears_as_the_bend_fades():
+    ends = {"pairs": [(0, 1), (2, 0)], "mean": [0.15, 0.25], "variance": [1e-5, 1e-4]}
+    noise = torch.tensor([1e-4, 0.01, 1.0], dtype=torch.float64)
+    spring, bend, _ = make(springs=ends)._stiffness(noise)
+    alone, none, _ = make(springs=ends, bends=None)._stiffness(noise)
+    assert none.shape == (3, 0) and torch.equal(spring[:, 0], alone[:, 0])
+    torch.testing.assert_close(spring[:, 1] / alone[:, 1], torch.tensor([1e-8, 0.25, 0.9998], dtype=torch.float64),
+                               rtol=1e-3, atol=0)
+    assert bend[0].min() * 5e-3 > 0.99 and bend[2].max() * 120 < 1e-7
 
 
 def test_molecules_without_torsions_or_bonds():

@@ -20,7 +20,7 @@ from .. import ops
 from ..backend import current_backend, in_transform
 from ..errors import check_integer, check_number, check_tensor, require
 from ..ops.spline_conv import MAX_KNOTS
-from .bonded import Stiffness, bend_cosines, check_bends, check_springs, harmonic
+from .bonded import Stiffness, across, bend_cosines, check_bends, check_springs, harmonic
 from .energy import Energy
 from .folded import FoldedSchNet
 from .periodic import SORT_FROM, check_box, memory_order
@@ -57,7 +57,8 @@ class SchNet(Energy):
             snapshots by the trainer.
         bends: {"triples": [B, 3], "mean": [B], "variance": [B], "slope": [B] 1/nm^2} of the cosines of angles
             (a, centre, c), or None; fitted with the springs.  The slope is the mean of |grad cos|^2: noise sigma
-            adds sigma^2 times that to the variance of the cosine.
+            adds sigma^2 times that to the variance of the cosine.  At larger noise bends fade, and springs between
+            the ends of such an angle appear instead.
         spread: nm^2, variance per coordinate of the atoms about the molecule's centre, or None; with it the
             energy tends to the exact Gaussian at large noise.
         temperature: T0 in K.
@@ -155,6 +156,7 @@ class SchNet(Energy):
             "spring_pairs": torch.tensor(self.springs["pairs"], dtype=torch.int64).reshape(-1, 2),
             "spring_mean": torch.tensor(self.springs["mean"]),
             "spring_variance": torch.tensor(self.springs["variance"]),
+            "spring_across": torch.tensor(across(self.springs, self.bends), dtype=torch.bool),
             "bend_triples": torch.tensor(self.bends["triples"], dtype=torch.int64).reshape(-1, 3),
             "bend_mean": torch.tensor(self.bends["mean"]),
             "bend_variance": torch.tensor(self.bends["variance"]),
@@ -283,7 +285,8 @@ class SchNet(Energy):
         return energy
 
     def _stiffness(self, noise: Tensor) -> Stiffness:
-        return Stiffness.at(noise, self.spring_variance, self.bend_variance, self.bend_slope, self.spread)
+        return Stiffness.at(noise, self.spring_variance, self.spring_across, self.bend_variance, self.bend_slope,
+                            self.spread)
 
     def _pairs(self, positions: Tensor):
         """Edges: all pairs of a small molecule (they do not depend on the positions, so they are kept), else a list."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.bonded import bend_cosines
+from ..models.bonded import bend_cosines, bend_weight
 from ..models.topology import bonded_angles
 
 STIFF = 0.02, 0.2  # of a bond in nm, of a cosine: what fluctuates more is left to the network
@@ -25,11 +25,12 @@ RIDGE = 1e-4  # of the diagonal: angles that follow from each other, as the six 
 def fit_bonded(positions: Tensor, bonds: list[list[int]], noise_level: float) -> tuple[dict[str, Any], dict[str, Any]]:
     """Springs and bends (:class:`diffmd_fast.SchNet`) of frames [frames, atoms, 3] nm.
 
-    They are fitted to frames with the smallest noise, in which a run moves; then its variance is taken out again.
+    Bonds and bends are fitted to frames with the smallest noise, in which a run moves; then its variance is taken out
+    again.  Springs between the ends of the bends' angles, for larger noise, have the variance of the frames.
     """
-    coordinates = _Coordinates(sorted(sorted(bond) for bond in bonds), bonded_angles(bonds), positions.shape[1])
     if not bonds:
         return ({"pairs": [], "mean": [], "variance": []}, {"triples": [], "mean": [], "variance": [], "slope": []})
+    coordinates = _Coordinates(sorted(sorted(bond) for bond in bonds), bonded_angles(bonds), positions.shape[1])
     generator = torch.Generator().manual_seed(0)
     frames = positions.repeat(-(-N_SAMPLES // len(positions)), 1, 1).double()
     frames = frames + noise_level * torch.randn(frames.shape, generator=generator, dtype=torch.float64)
@@ -42,13 +43,18 @@ def fit_bonded(positions: Tensor, bonds: list[list[int]], noise_level: float) ->
         if not bool(soft.any()):
             break
         keep &= ~soft
-    noise = noise_level**2 * slope
-    variance = torch.maximum(deviation**2 / stiffness - noise, 0.1 * noise)
+    n_pairs, noise = len(coordinates.pairs), noise_level**2 * slope
+    weight = torch.ones_like(slope)
+    weight[n_pairs:] = bend_weight(noise_level**2)
+    variance = torch.maximum(weight * deviation**2 / stiffness - noise, 0.1 * noise)
     springs, bends = (kept.nonzero()[:, 0] for kept in keep.split(coordinates.counts.tolist()))
-    n_pairs = len(coordinates.pairs)
-    return ({"pairs": coordinates.pairs[springs].tolist(), "mean": mean[springs].tolist(),
-             "variance": variance[springs].tolist()},
-            {"triples": coordinates.triples[bends].tolist(), "mean": mean[n_pairs + bends].tolist(),
+    pairs, triples = coordinates.pairs[springs].tolist(), coordinates.triples[bends].tolist()
+    ends = sorted({(a, c) for a, _, c in triples if [a, c] not in pairs})
+    apart = torch.stack([torch.linalg.vector_norm(positions[:, a] - positions[:, c], dim=-1).double() for a, c in ends],
+                        1) if ends else positions.new_zeros(len(positions), 0, dtype=torch.float64)
+    return ({"pairs": pairs + [list(each) for each in ends], "mean": mean[springs].tolist() + apart.mean(0).tolist(),
+             "variance": variance[springs].tolist() + apart.var(0).clamp_min(1e-8).tolist()},
+            {"triples": triples, "mean": mean[n_pairs + bends].tolist(),
              "variance": variance[n_pairs + bends].tolist(), "slope": slope[n_pairs + bends].tolist()})
 
 

@@ -1,4 +1,4 @@
-"""What is read off the snapshots before training: springs, bends, series, spread, support, and a model of that shape."""
+"""What is read off the snapshots before training: springs, bends, series, spread, support; and the model to train."""
 
 from __future__ import annotations
 
