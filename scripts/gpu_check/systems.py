@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from diffmd_fast.models import SchNet
+from diffmd_fast.models.bonded import bend_cosines
+from diffmd_fast.models.topology import bonded_angles
 
 # Alanine dipeptide with its hydrogens: acetyl, alanine, methylamide, each atom beside its parent.
 DIPEPTIDE_BONDS = [(0, 1), (1, 2), (1, 3), (1, 4), (4, 5), (4, 6), (6, 7), (6, 8), (8, 9), (8, 10), (10, 11), (10, 12),
@@ -35,15 +37,17 @@ def replicas(places: Tensor, n: int, width: float = 0.002, seed: int = 11) -> Te
 
 
 def molecule(bonds: list[tuple[int, int]], n_features: int, n_blocks: int, **settings) -> tuple[SchNet, Tensor]:
-    """A SchNet of random parameters with springs and torsions on a tree of bonds, and places where it may start."""
+    """A SchNet of random parameters with springs, bends and torsions on a tree of bonds, and places to start from."""
     places = tree(bonds)
-    angles = sorted((a, c) for (a, b), (d, c) in itertools.permutations(bonds, 2) if b == d and a < c)
-    pairs = [*bonds, *angles]
+    triples = bonded_angles(bonds)
+    pairs = [*bonds, *((a, c) for a, _, c in triples)]
+    bends = {"triples": triples, "mean": bend_cosines(places[None], torch.tensor(triples))[0][0].tolist(),
+             "variance": [5e-3] * len(triples), "slope": [120.0] * len(triples)}
     springs = {"pairs": pairs, "mean": [(places[i] - places[j]).norm().item() for i, j in pairs],
                "variance": [1e-5] * len(pairs)}
     torch.manual_seed(3)
-    model = SchNet(len(places), n_features, n_blocks, bonds=bonds, springs=springs, spread=0.02,
-                   n_harmonics=6, **settings)
+    model = SchNet(len(places), n_features, n_blocks, bonds=bonds, springs=springs, bends=bends,
+                   spread=0.02, n_harmonics=6, **settings)
     with torch.no_grad():
         model.readout_out.normal_()
         model.torsion_series.normal_()
