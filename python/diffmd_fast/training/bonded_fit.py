@@ -18,7 +18,8 @@ from ..models.topology import bonded_angles
 
 STIFF = 0.02, 0.2  # of a bond in nm, of a cosine: what fluctuates more is left to the network
 SOFTEST = 0.05  # stiffness times variance; what the rest of the molecule holds needs no spring
-N_SAMPLES = 4096  # frames with noise: at least so many, and so many at once
+N_SAMPLES = 4096  # frames with noise, at least
+AT_ONCE = 2**18  # coordinates of frames worked on together: 19 MB of gradients
 RIDGE = 1e-4  # of the diagonal: angles that follow from each other, as the six about one centre, share what they hold
 
 
@@ -79,6 +80,7 @@ class _Coordinates:
         for k, atoms in enumerate(pairs + triples):
             for slot, atom in enumerate(atoms):
                 places[atom].append((k, slot))
+        self.n_frames = max(1, AT_ONCE // max(1, len(pairs) + len(triples)))  # at once
         # where each atom occurs: coordinates, and which of their atoms it is
         self.of_atom = [torch.tensor(each, dtype=torch.int64).reshape(-1, 2).unbind(1) for each in places]
 
@@ -98,7 +100,7 @@ class _Coordinates:
     def moments(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and standard deviation of each value, and the mean of its gradient's square [n]."""
         parts = [(values, gradients.square().sum((2, 3)))
-                 for values, gradients, _ in map(self, frames.split(N_SAMPLES))]
+                 for values, gradients, _ in map(self, frames.split(self.n_frames))]
         values, squares = (torch.cat(each) for each in zip(*parts))
         return values.mean(0), values.std(0), squares.mean(0)
 
@@ -106,7 +108,7 @@ class _Coordinates:
         """A [n, n] and b [n] for z^2/2 of all coordinates."""
         n = len(mean)
         normal, right = (torch.zeros(shape, dtype=torch.float64) for shape in ((n, n), (n,)))
-        for x in frames.split(N_SAMPLES):
+        for x in frames.split(self.n_frames):
             values, gradients, laplacians = self(x)
             z, gradients = (values - mean) / deviation, gradients / deviation[:, None, None]
             right += (gradients.square().sum((2, 3)) + z * laplacians / deviation).sum(0)
