@@ -74,7 +74,7 @@ def fit_torsion_series(model: SchNet, positions: Tensor) -> Tensor:
     shares /= torch.bincount(model.torsion_index, minlength=len(counts)).clamp_min(1)
     weights = counts + 0.5
     # The small ridge holds coefficients down that only all but empty bins would fix, as where a ring hardly turns.
-    ridge = 1e-3 * weights.sum(1)[:, None, None] * torch.eye(design.shape[1], dtype=torch.float64)
+    ridge = 1e-5 * weights.sum(1)[:, None, None] * torch.eye(design.shape[1], dtype=torch.float64)
     ridge[:, 0, 0] = 0
     weighted = design.T * weights[:, None, :]
     series = torch.linalg.solve(weighted @ design + ridge, -(weighted @ weights.log()[:, :, None]))[:, 1:, 0]
