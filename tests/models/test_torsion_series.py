@@ -8,9 +8,10 @@ import torch
 from diffmd_fast import InputError, ops
 from diffmd_fast.io import Molecule
 from diffmd_fast.models import SchNet, TraPPEAlkane
+from diffmd_fast.models.schnet import TURNED
 from diffmd_fast.models.topology import planes_of
 from diffmd_fast.models.torsion_series import torsion_series
-from diffmd_fast.training.preparation import fit_torsion_series
+from diffmd_fast.training.preparation import EMPTY_BIN, SERIES_BINS, _log_likeliest, fit_torsion_series
 
 
 @pytest.mark.parametrize("n_harmonics", [0, 1, 2, 6])
@@ -28,13 +29,14 @@ def test_equals_its_sines_and_cosines(rng, n_harmonics):
         assert not slope.any()
 
 
-def test_fades_with_the_torsions_and_is_gated_by_the_noise_level():
+def test_fades_with_the_torsions_high_harmonics_first_and_is_gated_by_the_noise_level():
     model = SchNet(4, bonds=[(0, 1), (1, 2), (2, 3)], n_harmonics=2, torsion_fade=0.05)
     with torch.no_grad():
         model.torsion_series.fill_(1.0)
     noise = torch.tensor([1e-6, 0.05])
     faded = model._series(noise, torch.zeros(2, 1, 2))
-    torch.testing.assert_close(faded, torch.tensor([1.0, 0.25])[:, None, None, None].expand(2, 1, 2, 2))
+    blurred = 0.25 * torch.exp(-0.5 * TURNED * 0.05**2 * torch.tensor([1.0, 4.0]))
+    torch.testing.assert_close(faded, torch.stack([torch.ones(2), blurred])[:, None, :, None].expand(2, 1, 2, 2))
     gated = model._series(noise, torch.tensor([[[0.5, -1.0]], [[0.0, 0.0]]]))
     torch.testing.assert_close(gated[0], torch.tensor([[[1.5, 1.5], [0.0, 0.0]]]))
 
@@ -49,14 +51,17 @@ def chain(n: int) -> Molecule:
 
 
 def test_the_fit_finds_the_torsion_of_the_force_field():
-    """Butane has no other energy that depends on its torsion.  Of the largest difference, 0.115 kT0, 0.06 is the
-    ridge's, the rest of the bins' width and the sample; the three coefficients are 1.2, -0.2 and 2.6."""
+    """Butane has no other energy that depends on its torsion; the three coefficients are 1.2, -0.2 and 2.6 kT0.  Their
+    statistical errors are 0.01 to 0.02, that of the barrier, 5.5 kT0 high with few frames on it, is 0.02."""
     exact = TraPPEAlkane.butane()
     x = exact.sample(100_000, seed=2).float()
     (series,) = fit_torsion_series(bare(chain(4), 4), x)
     c1, c2, c3 = (c / exact.kilojoules for c in exact.torsion_coefficients)
     wanted = torch.tensor([[0.0, c1], [0.0, -c2], [0.0, c3], [0.0, 0.0]], dtype=torch.float32)
-    torch.testing.assert_close(series, wanted, rtol=0, atol=0.12)
+    torch.testing.assert_close(series, wanted, rtol=0, atol=0.06)
+    barrier, trans = (torch.tensor([[math.sin(n * a), math.cos(n * a)] for n in range(1, 5)])
+                      for a in (2 * math.pi / 3, math.pi))
+    assert abs(((series - wanted) * (barrier - trans)).sum()) < 0.08
 
 
 def test_torsions_about_one_bond_share_its_energy():
@@ -94,10 +99,26 @@ def test_three_bonds_make_a_plane_whose_series_holds_it():
 def test_a_torsion_that_hardly_turns_has_a_finite_series():
     x = torch.tensor([[0.0, 0.1, 0.0], [0.0, 0.0, 0.0], [0.15, 0.0, 0.0], [0.15, 0.1, 0.01]])
     series = fit_torsion_series(bare(chain(4), 6), x.expand(1000, 4, 3))
-    assert series.isfinite().all() and series.abs().max() < 20
+    assert series.isfinite().all() and series.abs().max() < 40  # kT0; all frames in one bin of 144
 
 
 def test_the_number_of_harmonics_is_checked():
     for wrong in (-1, 13, 2.5):
         with pytest.raises(InputError, match="^n_harmonics: "):
             SchNet(4, n_harmonics=wrong)
+
+
+def test_a_torsion_that_hardly_turns_has_walls_of_finite_height():
+    """Where bins are empty Newton's steps must not run away."""
+    centres = 2 * math.pi * ((torch.arange(SERIES_BINS, dtype=torch.float64) + 0.5) / SERIES_BINS - 0.5)
+    phase = centres[:, None] * torch.arange(1, 7)
+    design = torch.cat([torch.ones_like(phase[:, :1]), phase.sin(), phase.cos()], 1)
+    widths = torch.tensor([0.05, 0.1, 0.3, 1.0], dtype=torch.float64)[:, None]
+    counts = 1e4 * torch.exp(-0.5 * (centres / widths) ** 2)
+    energies = -_log_likeliest(counts + EMPTY_BIN, design) @ design[:, 1:].T
+    assert (energies.amax(1) - energies.amin(1) < 40).all()
+    wanted = 0.5 * (centres / widths) ** 2
+    near = wanted < 3
+    for energy, right, where in zip(energies[1:], wanted[1:], near[1:]):
+        difference = (energy - right)[where]
+        assert (difference - difference.mean()).abs().max() < 0.3

@@ -29,6 +29,7 @@ from .torsion_series import torsion_series
 
 ALL_PAIRS_LIMIT = 64  # atoms up to which every pair is an edge; above, edges come from a list within the cutoff
 MAX_HARMONICS = 12
+TURNED = 400.0  # 1/nm^2, |grad phi|^2 of a torsion: 250 in chains of carbons, up to 950 where hydrogens or planes turn
 
 
 class SchNet(Energy):
@@ -246,10 +247,15 @@ class SchNet(Energy):
         return _Heads(first, pairs[::2], pairs[1::2], series)
 
     def _series(self, noise: Tensor, gates: Tensor) -> Tensor:
-        """(a_n, b_n) of each torsion type at each noise level, [R, torsion types, harmonics (or none), 2]."""
+        """(a_n, b_n) of each torsion type at each noise level, [R, torsion types, harmonics (or none), 2].
+
+        Noise sigma turns a torsion by s^2 = TURNED sigma^2, which takes exp(-n^2 s^2 / 2) of harmonic n.
+        """
         if self.torsion_series is None:
             return gates[..., None].expand(*gates.shape, 2)
-        return self.torsion_series * (self._torsion_weight(noise)[:, None, None] * (1 + gates))[..., None]
+        orders = torch.arange(1, self.n_harmonics + 1, dtype=noise.dtype, device=noise.device)
+        left = self._torsion_weight(noise)[:, None] * torch.exp(-0.5 * TURNED * (orders * noise[:, None]) ** 2)
+        return self.torsion_series * (left[:, None] * (1 + gates))[..., None]
 
     def _torsion_weight(self, noise: Tensor) -> Tensor:
         """How far torsions count at each noise level: 1 where there is none, 1/4 at torsion_fade, 1/25 at twice it."""

@@ -17,7 +17,8 @@ from ..models.topology import planes_of
 from .bonded_fit import fit_bonded
 
 LONG_BOND = 1.0  # nm; beyond it units or periodic images are to be suspected
-SERIES_BINS = 72  # of a turn
+SERIES_BINS = 144  # of a turn
+EMPTY_BIN = 0.05  # frames that a bin has without any
 
 
 def centred(positions: Tensor) -> Tensor:
@@ -57,8 +58,8 @@ def check_bonds(positions: Tensor, molecule: Molecule) -> None:
 def fit_torsion_series(model: SchNet, positions: Tensor) -> Tensor:
     """Fourier series [torsion types, harmonics, (sin, cos)] of -log of the torsions' histograms, in kT0.
 
-    Least squares that count a bin by its frames; an empty one has half a frame, so no frames are a barrier of finite
-    height.  Torsions about one bond turn together: each takes its share of the energy.  Planes stand for themselves.
+    The likeliest for the frames of each bin; every bin has a little more, so no frames are a barrier of finite height.
+    Torsions about one bond turn together: each takes its share of the energy.  Planes stand for themselves.
     """
     centres = 2 * torch.pi * ((torch.arange(SERIES_BINS, dtype=torch.float64) + 0.5) / SERIES_BINS - 0.5)
     orders = torch.arange(1, model.n_harmonics + 1, dtype=torch.float64)
@@ -72,13 +73,29 @@ def fit_torsion_series(model: SchNet, positions: Tensor) -> Tensor:
         counts[kind] += torch.histc(torch.atan2(sine, cosine), SERIES_BINS, -torch.pi, torch.pi).double()
         shares[kind] += 1 if atoms in planes else 1 / together[frozenset(atoms[1:3])]
     shares /= torch.bincount(model.torsion_index, minlength=len(counts)).clamp_min(1)
-    weights = counts + 0.5
-    # The small ridge holds coefficients down that only all but empty bins would fix, as where a ring hardly turns.
-    ridge = 1e-5 * weights.sum(1)[:, None, None] * torch.eye(design.shape[1], dtype=torch.float64)
-    ridge[:, 0, 0] = 0
-    weighted = design.T * weights[:, None, :]
-    series = torch.linalg.solve(weighted @ design + ridge, -(weighted @ weights.log()[:, :, None]))[:, 1:, 0]
-    return (series * shares[:, None]).view(-1, 2, model.n_harmonics).mT.to(positions.dtype)
+    series = _log_likeliest(counts + EMPTY_BIN, design)
+    return (-series * shares[:, None]).view(-1, 2, model.n_harmonics).mT.to(positions.dtype)
+
+
+def _log_likeliest(counts: Tensor, design: Tensor) -> Tensor:
+    """Coefficients, without the constant, of the log density that makes counts [types, bins] likeliest (Poisson).
+
+    Newton's method from the least squares of log counts.  Those alone weigh a bin by the frames that happened to be
+    there, which made barriers of few frames 0.1 kT0 too low.
+    """
+    ridge = 1e-5 * counts.sum(1)[:, None] * torch.ones(design.shape[1], dtype=torch.float64)
+    ridge[:, 0] = 0
+
+    def solve(weights: Tensor, right: Tensor) -> Tensor:
+        return torch.linalg.solve((design.T * weights[:, None, :]) @ design + torch.diag_embed(ridge), right)
+
+    theta = solve(counts, (counts * counts.log()) @ design)
+    for _ in range(50):
+        expected = (theta @ design.T).exp()
+        step = solve(expected, (counts - expected) @ design - ridge * theta)
+        # by no more than a factor e^2 at once: where too few are expected a whole step goes much too far
+        theta = theta + step * (2 / (step @ design.T).abs().amax(1, keepdim=True).clamp_min(2))
+    return theta[:, 1:]
 
 
 def measure_support(model: SchNet, positions: Tensor, n_frames: int = 4096) -> dict[str, Any]:
