@@ -22,16 +22,15 @@ struct alignas(8) Near {
 // hold zeros or what follows from zeros.
 struct BlockMemory {
   int n_rows, stride;
-  double *spring_energy, *bend_energy;          // [m, n_springs], [m, n_bends]
-  double *centre, *row_energy;                  // [m, 3], [m, n_atoms]
+  // Springs and bends share arrays, since every pointer takes registers: [m, n_springs], then [m, n_bends].
+  double *stiff_energy, *centre, *row_energy;   // stiff, [m, 3], [m, n_atoms]
   float *h, *m, *u;                             // [n_rows, stride]
   float *p, *slope;                             // [n_blocks, n_rows, stride] twice: kept for the backward pass
   Near* near;                                   // [m, n_atoms, n_atoms]
   float *angles, *torsion_energy;               // [m, n_torsions, (sine, cosine)], [m, n_torsions]
   float* role_gradient;                         // [m, n_torsions, 4 roles, (sine, cosine)]
   float* torsion_gradient;                      // [m, n_torsions, 4 roles, 3]
-  float* spring_gradient;                       // [m, n_springs, 3]: of the first atom; the second has minus that
-  float* bend_gradient;                         // [m, n_bends, 3 atoms, 3]
+  float* stiff_gradient;                        // of a spring's first atom [3] (the second has minus that); bends [3, 3]
   float* along;                                 // [m, n_atoms, F / 4, 3]: gradient of the distances, by features
   float *x, *score, *energy;                    // [m, n_atoms, 3] twice, [m]
   float *before, *score_before, *energy_before; // likewise: what a Heun step and a proposal go back to
@@ -58,8 +57,7 @@ DIFFMD_HOST_DEVICE inline std::size_t cut_block(const SchNet<float>& model, int 
   out->n_rows = int((atoms + kTileRows - 1) / kTileRows * kTileRows);
   out->stride = int(model.n_features) + kRowPadding;
   const std::int64_t features = std::int64_t(out->n_rows) * out->stride;
-  cutter.take(&out->spring_energy, m * model.n_springs);
-  cutter.take(&out->bend_energy, m * model.n_bends);
+  cutter.take(&out->stiff_energy, m * (model.n_springs + model.n_bends));
   cutter.take(&out->centre, 3 * m);
   cutter.take(&out->row_energy, atoms);
   cutter.take(&out->h, features);
@@ -72,8 +70,7 @@ DIFFMD_HOST_DEVICE inline std::size_t cut_block(const SchNet<float>& model, int 
   cutter.take(&out->torsion_energy, m * model.n_torsions);
   cutter.take(&out->role_gradient, 8 * m * model.n_torsions);
   cutter.take(&out->torsion_gradient, 12 * m * model.n_torsions);
-  cutter.take(&out->spring_gradient, 3 * m * model.n_springs);
-  cutter.take(&out->bend_gradient, 9 * m * model.n_bends);
+  cutter.take(&out->stiff_gradient, 3 * m * (model.n_springs + 3 * model.n_bends));
   cutter.take(&out->along, 3 * atoms * (model.n_features / 4));
   cutter.take(&out->x, 3 * atoms);
   cutter.take(&out->score, 3 * atoms);
@@ -102,13 +99,13 @@ template <Precision precision> struct BlockSchNet {
   Lanes lanes;
   int count;       // molecules of this block, at most call.molecules
   int n, quads;    // atoms of a molecule; features, by fours
-  int n_torsions, n_springs, n_bends;
+  int n_torsions, n_springs;
   float per_spacing;  // 1/nm
 
   DIFFMD_DEVICE BlockSchNet(const ResidentBlocks& call, const BlockMemory& memory, const Lanes& lanes, int count)
       : call(call), model(call.run.model), memory(memory), lanes(lanes), count(count), n(int(model.n_atoms)),
         quads(int(model.n_features / 4)), n_torsions(int(model.n_torsions)), n_springs(int(model.n_springs)),
-        n_bends(int(model.n_bends)), per_spacing(float(double(model.n_coefficients - 3) / model.cutoff)) {}
+        per_spacing(float(double(model.n_coefficients - 3) / model.cutoff)) {}
 
   DIFFMD_DEVICE float* row(float* array, int at) const { return array + at * memory.stride; }
   DIFFMD_DEVICE float* block(float* array, int b) const { return array + b * memory.n_rows * memory.stride; }
@@ -330,25 +327,30 @@ template <Precision precision> struct BlockSchNet {
     const float *a = x + 3 * model.spring_pairs[2 * s], *b = x + 3 * model.spring_pairs[2 * s + 1];
     const float d[3] = {a[0] - b[0], a[1] - b[1], a[2] - b[2]};
     const float r = sqrtf(d[0] * d[0] + d[1] * d[1] + d[2] * d[2]), stretch = r - model.spring_mean[s];
-    memory.spring_energy[item] = 0.5 * double(model.spring_stiffness[s]) * double(stretch) * double(stretch);
+    memory.stiff_energy[item] = 0.5 * double(model.spring_stiffness[s]) * double(stretch) * double(stretch);
     const float pull = r > 0.0f ? model.spring_stiffness[s] * stretch / r : 0.0f;
-    for (int k = 0; k < 3; ++k) memory.spring_gradient[3 * item + k] = pull * d[k];
+    for (int k = 0; k < 3; ++k) memory.stiff_gradient[3 * item + k] = pull * d[k];
   }
 
+  DIFFMD_DEVICE int n_bends() const { return int(model.n_bends); }
+  DIFFMD_DEVICE double* bend_energy() const { return memory.stiff_energy + call.molecules * n_springs; }
+  DIFFMD_DEVICE float* bend_gradient() const { return memory.stiff_gradient + 3 * call.molecules * n_springs; }
+
   DIFFMD_DEVICE void bend_at(int item) const {
-    const int molecule = item / n_bends, b = item % n_bends;
+    const int molecule = item / n_bends(), b = item % n_bends();
     const std::int64_t* atom = model.bend_triples + 3 * b;
     const Bend<float> bend = bend_of(between(molecule, atom[1], atom[0]), between(molecule, atom[1], atom[2]));
     const float bent = bend.cosine - model.bend_mean[b], slope = model.bend_stiffness[b] * bent;
-    memory.bend_energy[item] = 0.5 * double(model.bend_stiffness[b]) * double(bent) * double(bent);
-    const Vector<float> parts[3] = {slope * bend.by_a, -slope * (bend.by_a + bend.by_c), slope * bend.by_c};
-    float* out = memory.bend_gradient + 9 * item;
-    DIFFMD_UNROLL(3)
-    for (int end = 0; end < 3; ++end) {
-      out[3 * end] = parts[end].x;
-      out[3 * end + 1] = parts[end].y;
-      out[3 * end + 2] = parts[end].z;
-    }
+    bend_energy()[item] = 0.5 * double(model.bend_stiffness[b]) * double(bent) * double(bent);
+    float* out = bend_gradient() + 9 * item;
+    put(out, slope * bend.by_a);
+    put(out + 3, -slope * (bend.by_a + bend.by_c));
+    put(out + 6, slope * bend.by_c);
+  }
+  DIFFMD_DEVICE static void put(float* out, const Vector<float>& v) {
+    out[0] = v.x;
+    out[1] = v.y;
+    out[2] = v.z;
   }
 
   DIFFMD_DEVICE void centre_of(int item) const {
@@ -362,7 +364,7 @@ template <Precision precision> struct BlockSchNet {
     lanes.phase(count * n * n, [&](int item) { near_of(item); },
                 count * n_torsions, [&](int item) { torsion_of(item); },
                 count * n_springs, [&](int item) { spring_of(item); },
-                count * n_bends, [&](int item) { bend_at(item); },
+                count * n_bends(), [&](int item) { bend_at(item); },
                 model.centre_stiffness == 0.0 ? 0 : 3 * count, [&](int item) { centre_of(item); });
   }
 
@@ -469,8 +471,8 @@ template <Precision precision> struct BlockSchNet {
 
   DIFFMD_DEVICE void energy_of(int molecule) const {
     double energy = 0.0;
-    for (int s = 0; s < n_springs; ++s) energy += memory.spring_energy[molecule * n_springs + s];
-    for (int b = 0; b < n_bends; ++b) energy += memory.bend_energy[molecule * n_bends + b];
+    for (int s = 0; s < n_springs; ++s) energy += memory.stiff_energy[molecule * n_springs + s];
+    for (int b = 0; b < n_bends(); ++b) energy += bend_energy()[molecule * n_bends() + b];
     for (int t = 0; t < n_torsions; ++t) energy += double(memory.torsion_energy[molecule * n_torsions + t]);
     for (int i = 0; model.centre_stiffness != 0.0 && i < 3 * n; ++i) {
       const double d = double(memory.x[3 * molecule * n + i]) - memory.centre[3 * molecule + i % 3];
@@ -486,11 +488,11 @@ template <Precision precision> struct BlockSchNet {
     float gradient = 0.0f;
     for (int e = call.spring_starts[atom]; e < call.spring_starts[atom + 1]; ++e) {
       const int end = call.spring_ends[e];
-      const float part = memory.spring_gradient[3 * (molecule * n_springs + end / 2) + k];
+      const float part = memory.stiff_gradient[3 * (molecule * n_springs + end / 2) + k];
       gradient += end % 2 ? -part : part;
     }
     for (int e = call.bend_starts[atom]; e < call.bend_starts[atom + 1]; ++e)
-      gradient += memory.bend_gradient[3 * (3 * molecule * n_bends + call.bend_atoms[e]) + k];
+      gradient += bend_gradient()[3 * (3 * molecule * n_bends() + call.bend_atoms[e]) + k];
     if (model.centre_stiffness != 0.0)
       gradient += float(model.centre_stiffness * (double(memory.x[item]) - memory.centre[3 * molecule + k]));
     for (int e = call.role_starts[atom]; e < call.role_starts[atom + 1]; ++e)

@@ -8,8 +8,13 @@
 namespace diffmd {
 namespace {
 
+// Blocks of a multiprocessor that ptxas must allow for. Left alone it takes 64 registers for fp32 on sm_80, for two
+// blocks, and spills; told 1 it spills on sm_100 for the others.
+template <Precision precision> constexpr int kMinBlocks = precision == Precision::fp32 ? 1 : 0;
+
 template <Precision precision>
-__global__ void __launch_bounds__(kBlockLanes) resident_blocks(const __grid_constant__ ResidentBlocks call) {
+__global__ void __launch_bounds__(kBlockLanes, kMinBlocks<precision>)
+    resident_blocks(const __grid_constant__ ResidentBlocks call) {
   extern __shared__ __align__(16) char base[];
   device::BlockMemory memory;
   device::cut_block(call.run.model, call.molecules, base, &memory);

@@ -139,8 +139,9 @@ def lost_replicas(device: str) -> dict[str, Any]:
     """Hot replicas that leave a narrow support are lost at the same steps as on the CPU, and change no other."""
     model, x, spring = start("5 beads", 24, device)
     free = sampler_of(model, spring, temperature=600).run(x, 60, 20)
-    model.support = {"pairs": model.springs["pairs"], "lowest": model.springs["mean"],
-                     "highest": model.springs["mean"], "energy": None}
+    bonds = len(model.bonds)  # the first of the springs
+    model.support = {"pairs": model.springs["pairs"][:bonds], "lowest": model.springs["mean"][:bonds],
+                     "highest": model.springs["mean"][:bonds], "energy": None}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         got, wanted = (sampler_of(m, spring, temperature=600).run(y, 60, 20, check_every=3)
