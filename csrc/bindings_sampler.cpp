@@ -26,8 +26,9 @@ diffmd::SchNet<T> schnet_call(const py::dict& model, const py::dict& place, std:
   };
   const diffmd::SchNet<T> call{
       n_replicas, size("n_atoms"), size("n_features"), size("n_blocks"), size("n_coefficients"), size("n_torsions"),
-      size("n_springs"), size("n_bends"), size("n_harmonics"), model["cutoff"].cast<double>(), model["centre_stiffness"].cast<double>(),
-      atoms("quadruples"), atoms("spring_pairs"), atoms("bend_triples"), of("embedding"), of("torsion_weights"), of("torsion_series"),
+      size("n_springs"), size("n_bends"), size("n_harmonics"), model["cutoff"].cast<double>(),
+      model["centre_stiffness"].cast<double>(), atoms("quadruples"), atoms("spring_pairs"), atoms("bend_triples"),
+      of("embedding"), of("torsion_weights"), of("torsion_series"),
       of("project"), of("project_transposed"), of("coefficients"), of("first"), of("first_transposed"),
       of("first_bias"), of("second"), of("second_transposed"), of("second_bias"), of("readout"),
       of("readout_transposed"), of("readout_bias"), of("readout_out"), of("spring_stiffness"), of("spring_mean"),

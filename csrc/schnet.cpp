@@ -246,9 +246,8 @@ template <typename T> DIFFMD_INLINE void add(T* gradient, std::int64_t atom, Vec
   gradient[3 * atom + 2] += part.z;
 }
 
-// Springs, bends and the pull to the centre: energy returned, gradient added. The two arrays do not overlap; not told so,
-// GCC makes a vector and a scalar copy that round differently and picks one by their distance, which depends on the
-// batch.
+// Springs, bends and the pull to the centre: energy returned, gradient added. The two do not overlap; not told so, GCC
+// makes a vector and a scalar copy that round differently and picks one by their distance, which depends on the batch.
 template <typename T>
 double add_stiff(const SchNet<T>& call, const T* DIFFMD_RESTRICT x, T* DIFFMD_RESTRICT gradient) {
   double energy = 0.0;

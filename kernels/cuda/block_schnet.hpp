@@ -30,7 +30,7 @@ struct BlockMemory {
   float *angles, *torsion_energy;               // [m, n_torsions, (sine, cosine)], [m, n_torsions]
   float* role_gradient;                         // [m, n_torsions, 4 roles, (sine, cosine)]
   float* torsion_gradient;                      // [m, n_torsions, 4 roles, 3]
-  float* stiff_gradient;                        // of a spring's first atom [3] (the second has minus that); bends [3, 3]
+  float* stiff_gradient;                        // [3] of a spring's first atom (minus the second's); [3, 3] of a bend
   float* along;                                 // [m, n_atoms, F / 4, 3]: gradient of the distances, by features
   float *x, *score, *energy;                    // [m, n_atoms, 3] twice, [m]
   float *before, *score_before, *energy_before; // likewise: what a Heun step and a proposal go back to
@@ -304,7 +304,8 @@ template <Precision precision> struct BlockSchNet {
 
   DIFFMD_DEVICE Bonds<float> bonds_of(int molecule, int torsion) const {
     const std::int64_t* atom = model.quadruples + 4 * torsion;
-    return {between(molecule, atom[0], atom[1]), between(molecule, atom[1], atom[2]), between(molecule, atom[2], atom[3])};
+    return {between(molecule, atom[0], atom[1]), between(molecule, atom[1], atom[2]),
+            between(molecule, atom[2], atom[3])};
   }
 
   DIFFMD_DEVICE TorsionSeries<float> series_of_torsion(int item) const {

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from diffmd_fast.models import SchNet
 from diffmd_fast.models.bonded import bend_cosines
-from diffmd_fast.models.topology import bonded_angles
 
 # Alanine dipeptide with its hydrogens: acetyl, alanine, methylamide, each atom beside its parent.
 DIPEPTIDE_BONDS = [(0, 1), (1, 2), (1, 3), (1, 4), (4, 5), (4, 6), (6, 7), (6, 8), (8, 9), (8, 10), (10, 11), (10, 12),
@@ -39,7 +38,8 @@ def replicas(places: Tensor, n: int, width: float = 0.002, seed: int = 11) -> Te
 def molecule(bonds: list[tuple[int, int]], n_features: int, n_blocks: int, **settings) -> tuple[SchNet, Tensor]:
     """A SchNet of random parameters with springs, bends and torsions on a tree of bonds, and places to start from."""
     places = tree(bonds)
-    triples = bonded_angles(bonds)
+    triples = [(a, b, c) for (a, b), (d, c) in itertools.permutations([*bonds, *(bond[::-1] for bond in bonds)], 2)
+               if b == d and a < c]
     pairs = [*bonds, *((a, c) for a, _, c in triples)]
     bends = {"triples": triples, "mean": bend_cosines(places[None], torch.tensor(triples))[0][0].tolist(),
              "variance": [5e-3] * len(triples), "slope": [120.0] * len(triples)}

@@ -6,7 +6,7 @@ import torch
 import diffmd_fast
 from diffmd_fast import InputError, use_backend
 from diffmd_fast.models import SchNet
-from diffmd_fast.models.topology import bonded_angles, bonded_torsions
+from diffmd_fast.models.topology import bonded_torsions
 
 CHAIN = [(0, 1), (1, 2), (2, 3), (3, 4)]
 BENT = [(0, 1, 2), (1, 2, 3), (2, 3, 4)]
@@ -39,9 +39,7 @@ def rotation(seed=5):
     return q * torch.sign(torch.linalg.det(q))
 
 
-def test_every_bonded_triple_and_quadruple_once():
-    assert bonded_angles([(0, 1), (2, 1), (1, 3)]) == [[0, 1, 2], [0, 1, 3], [2, 1, 3]]
-    assert bonded_angles([(0, 1)]) == []
+def test_every_bonded_quadruple_once():
     assert bonded_torsions([(0, 1), (1, 2), (2, 3)]) == [[0, 1, 2, 3]]
     assert bonded_torsions([(0, 1), (1, 2), (1, 4), (2, 3)]) == [[0, 1, 2, 3], [4, 1, 2, 3]]
     assert bonded_torsions([(0, 1), (1, 2), (2, 0)]) == []  # a three-ring has none

@@ -13,7 +13,6 @@ import diffmd_fast
 from diffmd_fast import InputError, Sampler, Spring, ops, set_num_threads, use_backend
 from diffmd_fast.models import SchNet, large, periodic, save_model, schnet
 from diffmd_fast.models.periodic import spatial_order
-from diffmd_fast.models.topology import bonded_angles
 from diffmd_fast.training import denoising_loss
 
 from ..ops.common import SIMD_LEVELS, assert_float64_rule, simd_level
@@ -26,7 +25,7 @@ def make(rng, n_atoms, box=None, bonded=False, n_features=16, dtype=torch.float6
     """Atoms of three types with every parameter drawn; ``bonded``: chains of five with torsions and springs."""
     bonds = [(i, i + 1) for i in range(n_atoms - 1) if bonded and i % 5 != 4]
     springs = {"pairs": bonds, "mean": [0.3] * len(bonds), "variance": [1e-2] * len(bonds)}
-    triples = bonded_angles(bonds)
+    triples = [(i, i + 1, i + 2) for i in range(n_atoms - 2) if bonded and i % 5 < 3]
     bends = {"triples": triples, "mean": [-0.3] * len(triples), "variance": [0.05] * len(triples),
              "slope": [20.0] * len(triples)}
     arguments = dict(n_features=n_features, n_blocks=2, cutoff=1.0, bonds=bonds, springs=springs, bends=bends,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffmd_fast.io import Molecule
 from diffmd_fast.models import SchNet, TraPPEAlkane
 from diffmd_fast.models.bonded import bend_cosines
 from diffmd_fast.sampling import Sampler, Spring
@@ -14,6 +15,12 @@ CHAIN = [[0, 1], [1, 2], [2, 3]]
 STAR = [[0, 1], [0, 2], [0, 3]]
 
 
+def fit(frames, bonds, noise_level):
+    n = frames.shape[1]
+    molecule = Molecule(("C",) * n, (6,) * n, ("X",) * n, (0,) * n, tuple(map(tuple, bonds)))
+    return fit_bonded(frames, molecule, noise_level)
+
+
 def random_frames(n, n_atoms, seed=0):
     return 0.2 * torch.randn(n, n_atoms, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -22,7 +29,7 @@ def test_butane_has_the_stiffness_of_its_force_field():
     """Exact samples; the noise level is a tenth of a bond's width. The statistical error of a stiffness is 1.1%."""
     butane = TraPPEAlkane.butane()
     frames = butane.sample(16384, seed=3)
-    springs, bends = fit_bonded(frames, CHAIN, 3e-4)
+    springs, bends = fit(frames, CHAIN, 3e-4)
     assert springs["pairs"] == [*CHAIN, [0, 2], [1, 3]] and bends["triples"] == [[0, 1, 2], [1, 2, 3]]
     for mean, variance in zip(springs["mean"][:3], springs["variance"]):
         assert abs(mean - butane.bond_length) < 5e-4
@@ -48,7 +55,7 @@ def test_angles_about_one_centre_share_what_they_hold():
     spring = Spring.from_time_step(1e-3, 4e-3)  # D dt L about 0.5
     run = Sampler(star, spring, seed=1, integrator="metropolis").run(start.expand(8192, 4, 3).contiguous(), 600, 600)
     frames = torch.as_tensor(run.positions[-1])
-    springs, bends = fit_bonded(frames, STAR, 3e-4)
+    springs, bends = fit(frames, STAR, 3e-4)
     assert springs["pairs"] == [*STAR, [1, 2], [1, 3], [2, 3]] and bends["triples"] == known["bends"]["triples"]
     assert np.allclose(springs["variance"][:3], 9e-6, rtol=0.08) and np.allclose(bends["variance"], 0.004, rtol=0.08)
     fluctuates = bend_cosines(frames, torch.tensor(bends["triples"]))[0].var(0)
@@ -74,22 +81,22 @@ def test_what_fluctuates_much_is_left_to_the_network():
     frames = TraPPEAlkane.butane().sample(2000, seed=1)
     loose = frames.clone()
     loose[:, 3] += 0.1 * torch.randn(2000, 3, generator=torch.Generator().manual_seed(0))
-    springs, bends = fit_bonded(loose, CHAIN, 1e-3)
+    springs, bends = fit(loose, CHAIN, 1e-3)
     assert springs["pairs"] == [*CHAIN[:2], [0, 2]] and bends["triples"] == [[0, 1, 2]]
 
 
 def test_a_handful_of_frames_and_no_bonds():
-    springs, bends = fit_bonded(TraPPEAlkane.butane().sample(2, seed=1), CHAIN, 1e-3)
+    springs, bends = fit(TraPPEAlkane.butane().sample(2, seed=1), CHAIN, 1e-3)
     SchNet(4, 8, 1, bonds=CHAIN, springs=springs, bends=bends)  # finite, in range
     assert all(0 < variance < 1e-3 for variance in springs["variance"])
-    assert fit_bonded(random_frames(5, 3), [], 1e-3) == (
+    assert fit(random_frames(5, 3), [], 1e-3) == (
         {"pairs": [], "mean": [], "variance": []}, {"triples": [], "mean": [], "variance": [], "slope": []})
 
 
 def test_parts_of_the_frames_and_the_order_of_bonds_do_not_matter(monkeypatch):
     frames = TraPPEAlkane.butane().sample(5000, seed=2)
-    whole = fit_bonded(frames, CHAIN, 1e-3)
-    assert fit_bonded(frames, [[3, 2], [1, 0], [2, 1]], 1e-3) == whole
+    whole = fit(frames, CHAIN, 1e-3)
+    assert fit(frames, [[3, 2], [1, 0], [2, 1]], 1e-3) == whole
     monkeypatch.setattr(bonded_fit, "AT_ONCE", 1000)
-    for part, all_at_once in zip(fit_bonded(frames, CHAIN, 1e-3), whole):
+    for part, all_at_once in zip(fit(frames, CHAIN, 1e-3), whole):
         assert all(np.allclose(part[key], all_at_once[key], rtol=1e-9) for key in all_at_once)

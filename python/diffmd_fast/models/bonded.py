@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ..errors import check_number, require
+from ..reference.torsions import LENGTH_FLOOR
 from .topology import index_rows, sequence_of
 
 FADE = 0.05  # nm; springs describe small fluctuations only, so they fade at noise levels above this
 TAKE_OVER = 0.01  # nm; noise level at which bends fade and springs between the ends of an angle appear, each at 1/4
-LENGTH_FLOOR = 1e-8  # nm^2, added to the square of a bond, as in csrc/torsions.hpp: cosines stay smooth at length 0
 
 
 class Stiffness(NamedTuple):
@@ -59,7 +59,7 @@ def harmonic(values: Tensor, mean: Tensor, stiffness: Tensor) -> Tensor:
 def bend_cosines(positions: Tensor, triples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Cosines [R, B] of the angles (a, centre, c), and their gradients by a and by c [R, B, 3] in 1/nm.
 
-    That by the centre is minus the sum of both.
+    That by the centre is minus the sum of both.  A floor under the square of a bond keeps all smooth at length 0.
     """
     a, centre, c = triples.unbind(1)
     u, v = positions[:, a] - positions[:, centre], positions[:, c] - positions[:, centre]

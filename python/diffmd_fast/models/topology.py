@@ -1,4 +1,4 @@
-"""Checked lists of atoms, and what follows from bonds: angles, torsions, planes."""
+"""Checked lists of atoms, and what follows from bonds: torsions and planes."""
 
 from __future__ import annotations
 
@@ -27,12 +27,6 @@ def _neighbors(bonds: Sequence[Sequence[int]]) -> dict[int, set[int]]:
         neighbors.setdefault(i, set()).add(j)
         neighbors.setdefault(j, set()).add(i)
     return neighbors
-
-
-def bonded_angles(bonds: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Every triple (a, centre, c) with bonds a-centre and centre-c, each once with a < c, sorted by the centre."""
-    return [[a, centre, c] for centre, bonded in sorted(_neighbors(bonds).items())
-            for a in sorted(bonded) for c in sorted(bonded) if a < c]
 
 
 def planes_of(bonds: Sequence[Sequence[int]]) -> list[list[int]]:

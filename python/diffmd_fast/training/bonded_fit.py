@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..io import Molecule
 from ..models.bonded import bend_cosines, bend_weight
-from ..models.topology import bonded_angles
 
 STIFF = 0.02, 0.2  # of a bond in nm, of a cosine: what fluctuates more is left to the network
 SOFTEST = 0.05  # stiffness times variance; what the rest of the molecule holds needs no spring
@@ -23,15 +23,16 @@ AT_ONCE = 2**18  # coordinates of frames worked on together: 19 MB of gradients
 RIDGE = 1e-4  # of the diagonal: angles that follow from each other, as the six about one centre, share what they hold
 
 
-def fit_bonded(positions: Tensor, bonds: list[list[int]], noise_level: float) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Springs and bends (:class:`diffmd_fast.SchNet`) of frames [frames, atoms, 3] nm.
+def fit_bonded(positions: Tensor, molecule: Molecule, noise_level: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Springs and bends (:class:`diffmd_fast.SchNet`) of frames [frames, atoms, 3] nm; the noise level is in nm.
 
     Bonds and bends are fitted to frames with the smallest noise, in which a run moves; then its variance is taken out
     again.  Springs between the ends of the bends' angles, for larger noise, have the variance of the frames.
     """
-    if not bonds:
+    if not molecule.bonds:
         return ({"pairs": [], "mean": [], "variance": []}, {"triples": [], "mean": [], "variance": [], "slope": []})
-    coordinates = _Coordinates(sorted(sorted(bond) for bond in bonds), bonded_angles(bonds), positions.shape[1])
+    coordinates = _Coordinates(sorted(sorted(bond) for bond in molecule.bonds),
+                               [list(angle) for angle in molecule.angles()], molecule.n_atoms)
     generator = torch.Generator().manual_seed(0)
     frames = positions.repeat(-(-N_SAMPLES // len(positions)), 1, 1).double()
     frames = frames + noise_level * torch.randn(frames.shape, generator=generator, dtype=torch.float64)

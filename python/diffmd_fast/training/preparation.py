@@ -126,11 +126,11 @@ def prepare_model(positions: Tensor, molecule: Molecule, temperature: float, *, 
         raise InputError(f"topology: expected {positions.shape[1]} atoms as in the snapshots, got {molecule.n_atoms}")
     x = centred(positions)
     spread = x.square().sum((1, 2)).mean().item() / (3 * x.shape[1])
-    bonds = [list(bond) for bond in molecule.bonds]
-    springs, bends = fit_bonded(x, bonds, noise_levels[0])
+    springs, bends = fit_bonded(x, molecule, noise_levels[0])
     model = SchNet(molecule.n_atoms, n_features=n_features, n_blocks=n_blocks, cutoff=cutoff,
-                   bonds=bonds, noise_levels=noise_levels, torsion_fade=torsion_fade, n_harmonics=n_harmonics,
-                   springs=springs, bends=bends, spread=max(spread, 1e-6), temperature=temperature)
+                   bonds=[list(bond) for bond in molecule.bonds], noise_levels=noise_levels,
+                   torsion_fade=torsion_fade, n_harmonics=n_harmonics, springs=springs, bends=bends,
+                   spread=max(spread, 1e-6), temperature=temperature)
     model.molecule = molecule
     if model.torsion_series is not None:
         with torch.no_grad():
