@@ -76,14 +76,18 @@ def test_each_part_at_each_level(rng, level, only):
 @pytest.mark.parametrize("parts", [EVERYTHING, BARE], ids=["everything", "bare"])
 @pytest.mark.parametrize("n_atoms", [10, 22])
 def test_float32_within_twice_the_reference_error(rng, n_atoms, parts, level):
-    model = make_model(rng, n_atoms, dtype=torch.float32, **parts)
-    positions = make_positions(rng, 20, n_atoms, torch.float32)
-    exact = copy.deepcopy(model).double()
-    with simd_level(level):
-        got = native(model, positions)
-    for name, a, b, c in zip(("energy", "score"), got, reference(model, positions),
-                             reference(exact, positions.double())):
-        assert_float64_rule(a, b, c, name)
+    """Over eight models: the rounding of a model's weights moves all its replicas alike, so one tells little."""
+    results = {"energy": [], "score": []}
+    for _ in range(8):
+        model = make_model(rng, n_atoms, dtype=torch.float32, **parts)
+        positions = make_positions(rng, 5, n_atoms, torch.float32)
+        exact = reference(copy.deepcopy(model).double(), positions.double())
+        with simd_level(level):
+            got = native(model, positions)
+        for name, a, b, c in zip(results, got, reference(model, positions), exact):
+            results[name].append(torch.stack([a.double(), b.double(), c]) / c.abs().max())
+    for name, values in results.items():
+        assert_float64_rule(*torch.cat(values, 1), name)
 
 
 @pytest.mark.parametrize("level", SIMD_LEVELS)
