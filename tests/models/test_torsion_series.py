@@ -8,10 +8,15 @@ import torch
 from diffmd_fast import InputError, ops
 from diffmd_fast.io import Molecule
 from diffmd_fast.models import SchNet, TraPPEAlkane
-from diffmd_fast.models.schnet import TURNED
 from diffmd_fast.models.topology import planes_of
-from diffmd_fast.models.torsion_series import torsion_series
-from diffmd_fast.training.preparation import EMPTY_BIN, SERIES_BINS, _log_likeliest, fit_torsion_series
+from diffmd_fast.models.torsion_series import blurred_series, torsion_series
+from diffmd_fast.training.preparation import (
+    EMPTY_BIN,
+    SERIES_BINS,
+    _log_likeliest,
+    fit_torsion_series,
+    measure_slopes,
+)
 
 
 @pytest.mark.parametrize("n_harmonics", [0, 1, 2, 6])
@@ -29,16 +34,53 @@ def test_equals_its_sines_and_cosines(rng, n_harmonics):
         assert not slope.any()
 
 
-def test_fades_with_the_torsions_high_harmonics_first_and_is_gated_by_the_noise_level():
-    model = SchNet(4, bonds=[(0, 1), (1, 2), (2, 3)], n_harmonics=2, torsion_fade=0.05)
-    with torch.no_grad():
-        model.torsion_series.fill_(1.0)
-    noise = torch.tensor([1e-6, 0.05])
-    faded = model._series(noise, torch.zeros(2, 1, 2))
-    blurred = 0.25 * torch.exp(-0.5 * TURNED * 0.05**2 * torch.tensor([1.0, 4.0]))
-    torch.testing.assert_close(faded, torch.stack([torch.ones(2), blurred])[:, None, :, None].expand(2, 1, 2, 2))
-    gated = model._series(noise, torch.tensor([[[0.5, -1.0]], [[0.0, 0.0]]]))
-    torch.testing.assert_close(gated[0], torch.tensor([[[1.5, 1.5], [0.0, 0.0]]]))
+def test_fades_with_the_torsions_and_is_gated_by_the_noise_level():
+    """A series so small that its density is 1 - E: noise takes exp(-n^2 s^2 / 2) of harmonic n."""
+    model = SchNet(4, bonds=[(0, 1), (1, 2), (2, 3)], n_harmonics=2, torsion_fade=0.05).double()
+    model.set_series(torch.full((1, 2, 2), 1e-4), [300.0])
+    noise = torch.tensor([1e-6, 0.05], dtype=torch.float64)
+    faded = 1e4 * model._series(noise, torch.zeros(2, 1, 2))
+    blurred = 0.25 * torch.exp(-0.5 * 300 * 0.05**2 * torch.tensor([1.0, 4.0]).double())
+    expected = torch.stack([torch.ones_like(blurred), blurred])[:, None, :, None].expand(2, 1, 2, 2)
+    torch.testing.assert_close(faded, expected, rtol=1e-3, atol=0)
+    gated = 1e4 * model._series(noise, torch.tensor([[[0.5, -1.0]], [[0.0, 0.0]]]))
+    torch.testing.assert_close(gated[0], torch.tensor([[[1.5, 1.5], [0.0, 0.0]]]).double(), rtol=1e-5, atol=1e-9)
+
+
+def test_noise_blurs_the_density():
+    """Against a convolution on a fine grid: three wells of butane, and one as narrow as a plane's.
+
+    Six harmonics of -log of a blurred density are off by up to 0.2 kT0 where it is likely.
+    """
+    phi = 2 * torch.pi / 4096 * torch.arange(4096, dtype=torch.float64)
+    series = torch.zeros(2, 6, 2, dtype=torch.float64)
+    series[0, :3, 1] = torch.tensor([1.4, 0.2, 3.1])
+    series[1, :2, 1] = torch.tensor([4.0, -1.0])
+    variance = torch.tensor([[0.0, 0.0], [0.05, 0.08], [0.3, 0.2]], dtype=torch.float64)
+    got = blurred_series(series, variance)
+    torch.testing.assert_close(got[0], series, rtol=1e-12, atol=1e-12)
+    turn = torch.stack([phi.sin(), phi.cos()], -1)[:, None]
+    energy = torsion_series(turn.expand(4096, 2, 2), series)[0].T
+    for v, one in zip(variance[1:], got[1:]):
+        modes = torch.fft.rfft(torch.exp(-energy)) * torch.exp(-0.5 * v[:, None] * torch.arange(2049) ** 2)
+        exact = -torch.fft.irfft(modes, 4096).log()
+        blurred = torsion_series(turn.expand(4096, 2, 2), one)[0].T
+        likely = exact < exact.amin(1, keepdim=True) + 5
+        for a, b, where in zip(blurred, exact, likely):
+            difference = (a - b)[where]
+            assert (difference - difference.mean()).abs().max() < 0.25
+    assert blurred_series(series, torch.full((1, 2), 50.0).double()).abs().max() < 1e-9  # nothing is left of a turn
+
+
+def test_slopes_are_measured_and_checked():
+    butane = TraPPEAlkane.butane()
+    model = bare(chain(4), 3)
+    (slope,) = measure_slopes(model, butane.sample(2000, seed=1))
+    assert 200 < slope < 300  # 1/nm^2; each end alone has 1/(0.154 sin 114)^2 = 51
+    assert SchNet(**{**model.config, "torsion_slopes": [slope]}).config["torsion_slopes"] == [slope]
+    for wrong in ([], [1.0, 2.0], [-1.0], [float("nan")], 3):
+        with pytest.raises(InputError, match="^torsion_slopes: "):
+            SchNet(**{**model.config, "torsion_slopes": wrong})
 
 
 def bare(molecule: Molecule, n_harmonics: int) -> SchNet:

@@ -115,11 +115,11 @@ def test_contrast_needs_torsions_and_can_be_left_out(butane, tmp_path):
 def test_training_learns_and_writes_everything(butane, tmp_path):
     out = tmp_path / "model.safetensors"
     records = []
-    model = train(butane, out, settings=Settings(**{**SMALL, "n_steps": 400, "validate_every": 100}), progress=False,
-                  on_validation=records.append)
+    # With its series, what is fitted before leaves nothing to learn of butane.
+    settings = Settings(**{**SMALL, "n_steps": 400, "validate_every": 100, "n_harmonics": 0})
+    model = train(butane, out, settings=settings, progress=False, on_validation=records.append)
     assert [r["step"] for r in records] == [100, 200, 300, 400]
-    # What is fitted before leaves little to learn of butane: 0.4777 after 100 steps, then 0.4762.
-    assert records[-1]["held_out_loss"] < 0.999 * records[0]["held_out_loss"]
+    assert records[-1]["held_out_loss"] < 0.98 * records[0]["held_out_loss"]
     assert len(records[-1]["held_out_loss_per_noise_level"]) == 8
     # Without having learned anything it is log 2.
     assert records[-1]["held_out_contrast"] < 0.9 * math.log(2) and read_settings(out)["contrast"] == 1.0

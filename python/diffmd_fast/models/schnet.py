@@ -25,11 +25,11 @@ from .energy import Energy
 from .folded import FoldedSchNet
 from .periodic import SORT_FROM, check_box, memory_order
 from .topology import bonded_torsions, canonical, check_atom_types, index_rows, planes_of, sequence_of
-from .torsion_series import torsion_series
+from .torsion_series import blurred_series, torsion_series
 
 ALL_PAIRS_LIMIT = 64  # atoms up to which every pair is an edge; above, edges come from a list within the cutoff
 MAX_HARMONICS = 12
-TURNED = 400.0  # 1/nm^2, |grad phi|^2 of a torsion: 250 in chains of carbons, up to 950 where hydrogens or planes turn
+TORSION_SLOPE = 400.0  # 1/nm^2, mean |grad phi|^2 of a torsion: 250 in chains of carbons, 950 of some hydrogens, planes
 
 
 class SchNet(Energy):
@@ -54,6 +54,8 @@ class SchNet(Energy):
             and fades like the torsions; the trainer fits it to the snapshots, then trains it with the rest.  Without
             it (0) the network has to make a barrier of three wells out of one turn's sine and cosine, and barriers
             come out different with the rest of the molecule.
+        torsion_slopes: 1/nm^2, the mean of |grad phi|^2 of each type of torsion (``torsion_table``): noise sigma turns
+            it by the variance sigma^2 times that, which blurs its series; measured by the trainer.  None takes 400.
         springs: {"pairs": [P, 2], "mean": [P] nm, "variance": [P] nm^2} of stiff distances, or None; fitted to the
             snapshots by the trainer.
         bends: {"triples": [B, 3], "mean": [B], "variance": [B], "slope": [B] 1/nm^2} of the cosines of angles
@@ -75,7 +77,7 @@ class SchNet(Energy):
     def __init__(self, n_atoms: int, n_features: int = 64, n_blocks: int = 3, cutoff: float = 1.0,
                  bonds: Sequence = (), torsions: Sequence | None = None, *, atom_types: Sequence[int] | None = None,
                  n_knots: int = 100, noise_levels: tuple[float, float] = (0.002, 0.5),
-                 torsion_fade: float = 0.02, n_harmonics: int = 0,
+                 torsion_fade: float = 0.02, n_harmonics: int = 0, torsion_slopes: Sequence[float] | None = None,
                  springs: dict[str, Any] | None = None, bends: dict[str, Any] | None = None,
                  spread: float | None = None, temperature: float = 300.0, box: Any = None):
         super().__init__()
@@ -107,6 +109,9 @@ class SchNet(Energy):
                 self.spread)
         self.type_table = sorted(set(types))
         self.torsion_table = sorted({canonical(q, types)[0] for q in self.torsions})
+        if torsion_slopes is None:
+            torsion_slopes = [TORSION_SLOPE] * len(self.torsion_table)
+        self._slope_torsions(torsion_slopes)
         self.support: dict[str, Any] | None = None
         self.molecule: Any = None
         self.training_record: dict[str, Any] = {}
@@ -170,6 +175,25 @@ class SchNet(Energy):
         self._folded: tuple | None = None
         self._workspaces: list = []
 
+    def _slope_torsions(self, slopes: Sequence[float]) -> None:
+        values = [check_number(slope, "torsion_slopes", above=0, unit="1/nm^2")
+                  for slope in sequence_of("torsion_slopes", slopes, "one number for each type of torsion")]
+        require(len(values) == len(self.torsion_table), "torsion_slopes", f"{len(self.torsion_table)} numbers, one for "
+                "each type of torsion", len(values))
+        self.torsion_slopes = values
+        self.register_buffer("torsion_slope", torch.tensor(values), persistent=False)
+
+    def set_series(self, series: Tensor, slopes: Sequence[float]) -> None:
+        """Put these Fourier series [torsion types, harmonics, (sin, cos)] and slopes in the place of those there are."""
+        self._slope_torsions(slopes)
+        with torch.no_grad():
+            self.torsion_series.copy_(series)
+
+    def hold(self, springs: dict[str, Any] | None, bends: dict[str, Any] | None) -> None:
+        """Put these springs and bends in the place of those there are."""
+        self.springs, self.bends = check_springs(springs, self.n_atoms), check_bends(bends, self.n_atoms)
+        self._assign()
+
     def for_molecule(self, atom_types: Sequence[int], bonds: Sequence = (), torsions: Sequence | None = None,
                      springs: dict[str, Any] | None = None, box: Any = None,
                      bends: dict[str, Any] | None = None) -> SchNet:
@@ -207,7 +231,7 @@ class SchNet(Energy):
                 "cutoff": self.cutoff, "bonds": self.bonds, "torsions": self.torsions,
                 "atom_types": self.atom_types, "n_knots": self.n_knots, "noise_levels": list(self.noise_levels),
                 "torsion_fade": self.torsion_fade, "n_harmonics": self.n_harmonics,
-                "springs": self.springs, "bends": self.bends, "spread": self.spread,
+                "torsion_slopes": self.torsion_slopes, "springs": self.springs, "bends": self.bends, "spread": self.spread,
                 "temperature": self.temperature, "box": self.box}
 
     # ---- the energy, differentiable ----------------------------------------------------------------------
@@ -247,15 +271,11 @@ class SchNet(Energy):
         return _Heads(first, pairs[::2], pairs[1::2], series)
 
     def _series(self, noise: Tensor, gates: Tensor) -> Tensor:
-        """(a_n, b_n) of each torsion type at each noise level, [R, torsion types, harmonics (or none), 2].
-
-        Noise sigma turns a torsion by s^2 = TURNED sigma^2, which takes exp(-n^2 s^2 / 2) of harmonic n.
-        """
+        """(a_n, b_n) of each torsion type at each noise level, [R, torsion types, harmonics (or none), 2]."""
         if self.torsion_series is None:
             return gates[..., None].expand(*gates.shape, 2)
-        orders = torch.arange(1, self.n_harmonics + 1, dtype=noise.dtype, device=noise.device)
-        left = self._torsion_weight(noise)[:, None] * torch.exp(-0.5 * TURNED * (orders * noise[:, None]) ** 2)
-        return self.torsion_series * (left[:, None] * (1 + gates))[..., None]
+        blurred = blurred_series(self.torsion_series.to(noise.dtype), noise[:, None] ** 2 * self.torsion_slope)
+        return blurred * (self._torsion_weight(noise)[:, None, None] * (1 + gates))[..., None]
 
     def _torsion_weight(self, noise: Tensor) -> Tensor:
         """How far torsions count at each noise level: 1 where there is none, 1/4 at torsion_fade, 1/25 at twice it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ..errors import InputError, require
 from ..io import Molecule
 from ..models import SchNet
 from ..models.topology import planes_of
+from ..models.torsion_series import torsion_series
 from .bonded_fit import fit_bonded
 
 LONG_BOND = 1.0  # nm; beyond it units or periodic images are to be suspected
@@ -98,6 +100,26 @@ def _log_likeliest(counts: Tensor, design: Tensor) -> Tensor:
     return theta[:, 1:]
 
 
+def measure_slopes(model: SchNet, positions: Tensor, n_frames: int = 1024) -> list[float]:
+    """Mean of |grad phi|^2 in 1/nm^2 of each torsion type, over about so many frames."""
+    some = positions[:: max(1, len(positions) // n_frames)].double()
+    slopes = torch.zeros(len(model.torsion_table), dtype=torch.float64)
+    for atoms, kind in zip(model.torsions, model.torsion_index):
+        x = some[:, atoms].requires_grad_()
+        angle = torch.atan2(*ops.torsions(x, torch.arange(4)[None])[:, 0].unbind(-1))
+        slopes[kind] += torch.autograd.grad(angle.sum(), x)[0].square().sum((1, 2)).mean()
+    return (slopes / torch.bincount(model.torsion_index, minlength=len(slopes)).clamp_min(1)).tolist()
+
+
+def series_gradient(model: SchNet, positions: Tensor) -> Tensor:
+    """Gradient [frames, atoms, 3] in kT0/nm of the series as fitted, at the smallest noise level, in float64."""
+    x = positions.detach().double().requires_grad_()
+    gates = x.new_zeros(1, len(model.torsion_table), model.n_harmonics)  # the series' own share, not the network's
+    coefficients = model._series(x.new_tensor([model.noise_level]), gates)[0, model.torsion_index]
+    energy = torsion_series(ops.torsions(x, model.quadruples), coefficients.detach())[0]
+    return torch.autograd.grad(energy.sum(), x)[0]
+
+
 def measure_support(model: SchNet, positions: Tensor, n_frames: int = 4096) -> dict[str, Any]:
     """Ranges of the stiff distances (nm) over all frames, and of the energy (kT0) over frames at the model's noise.
 
@@ -126,13 +148,13 @@ def prepare_model(positions: Tensor, molecule: Molecule, temperature: float, *, 
         raise InputError(f"topology: expected {positions.shape[1]} atoms as in the snapshots, got {molecule.n_atoms}")
     x = centred(positions)
     spread = x.square().sum((1, 2)).mean().item() / (3 * x.shape[1])
-    springs, bends = fit_bonded(x, molecule, noise_levels[0])
     model = SchNet(molecule.n_atoms, n_features=n_features, n_blocks=n_blocks, cutoff=cutoff,
                    bonds=[list(bond) for bond in molecule.bonds], noise_levels=noise_levels,
-                   torsion_fade=torsion_fade, n_harmonics=n_harmonics, springs=springs, bends=bends,
-                   spread=max(spread, 1e-6), temperature=temperature)
+                   torsion_fade=torsion_fade, n_harmonics=n_harmonics, spread=max(spread, 1e-6), temperature=temperature)
     model.molecule = molecule
+    known = None
     if model.torsion_series is not None:
-        with torch.no_grad():
-            model.torsion_series.copy_(fit_torsion_series(model, x))
+        model.set_series(fit_torsion_series(model, x), measure_slopes(model, x))
+        known = partial(series_gradient, model)
+    model.hold(*fit_bonded(x, molecule, noise_levels[0], known))
     return model
