@@ -36,7 +36,8 @@ def test_equals_its_sines_and_cosines(rng, n_harmonics):
 
 def test_fades_with_the_torsions_and_is_gated_by_the_noise_level():
     """A series so small that its density is 1 - E: noise takes exp(-n^2 s^2 / 2) of harmonic n."""
-    model = SchNet(4, bonds=[(0, 1), (1, 2), (2, 3)], n_harmonics=2, torsion_fade=0.05).double()
+    model = SchNet(4, bonds=[(0, 1), (1, 2), (2, 3)], n_harmonics=2, torsion_fade=0.05,
+                   noise_levels=(1e-6, 0.05)).double()
     model.set_series(torch.full((1, 2, 2), 1e-4), [300.0])
     noise = torch.tensor([1e-6, 0.05], dtype=torch.float64)
     faded = 1e4 * model._series(noise, torch.zeros(2, 1, 2))

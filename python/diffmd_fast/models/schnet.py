@@ -29,6 +29,7 @@ from .torsion_series import blurred_series, torsion_series
 
 ALL_PAIRS_LIMIT = 64  # atoms up to which every pair is an edge; above, edges come from a list within the cutoff
 MAX_HARMONICS = 12
+BLUR_LEVELS = 32  # noise levels at which torsion series are blurred
 TORSION_SLOPE = 400.0  # 1/nm^2, mean |grad phi|^2 of a torsion: 250 in chains of carbons, 950 of some hydrogens, planes
 
 
@@ -261,8 +262,7 @@ class SchNet(Energy):
         return energy + series + self._stiff_energy(positions, noise)
 
     def _noise_heads(self, noise: Tensor) -> _Heads:
-        low, high = (math.log(level) for level in self.noise_levels)
-        place = (torch.log(noise) - low) / max(high - low, 1e-9)  # 0 at the smallest level, 1 at the largest
+        place = self._place(noise)
         centres = torch.linspace(0, 1, 16, dtype=noise.dtype, device=noise.device)
         features = _gaussians((place[:, None] - centres) * 15)
         widths = [self.n_features] * (2 * self.n_blocks + 3) + [len(self.torsion_table) * self.n_harmonics]
@@ -270,11 +270,22 @@ class SchNet(Energy):
         series = series.unflatten(-1, (len(self.torsion_table), self.n_harmonics))
         return _Heads(first, pairs[::2], pairs[1::2], series)
 
+    def _place(self, noise: Tensor) -> Tensor:
+        """0 at the smallest noise level, 1 at the largest, linear in log sigma."""
+        low, high = (math.log(level) for level in self.noise_levels)
+        return (torch.log(noise) - low) / max(high - low, 1e-9)
+
     def _series(self, noise: Tensor, gates: Tensor) -> Tensor:
         """(a_n, b_n) of each torsion type at each noise level, [R, torsion types, harmonics (or none), 2]."""
         if self.torsion_series is None:
             return gates[..., None].expand(*gates.shape, 2)
-        blurred = blurred_series(self.torsion_series.to(noise.dtype), noise[:, None] ** 2 * self.torsion_slope)
+        # worked out at a few levels, between which log sigma is interpolated: a batch has many
+        low, high = (math.log(level) for level in self.noise_levels)
+        levels = torch.exp(torch.linspace(low, high, BLUR_LEVELS, dtype=noise.dtype, device=noise.device))
+        blurred = blurred_series(self.torsion_series.to(noise.dtype), levels[:, None] ** 2 * self.torsion_slope)
+        place = self._place(noise).clamp(0, 1)[:, None] * (BLUR_LEVELS - 1)
+        share = (1 - (place - torch.arange(BLUR_LEVELS, device=noise.device)).abs()).clamp_min(0)
+        blurred = (share @ blurred.flatten(1)).view(len(noise), *blurred.shape[1:])
         return blurred * (self._torsion_weight(noise)[:, None, None] * (1 + gates))[..., None]
 
     def _torsion_weight(self, noise: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-GRID = 96  # points of a turn on which densities are blurred
+GRID = 96  # points of a turn on which densities are blurred; planes have wells of 6 degrees
 LEAST_DENSITY = 1e-6  # of the largest: what lies higher than 14 kT0 is not told apart
 
 
