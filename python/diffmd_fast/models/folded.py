@@ -48,7 +48,7 @@ def fold(model: SchNet, noise: Tensor) -> Folded:
                           block.second.bias)
               for block, gate, shift in zip(model.blocks, gates, shifts)]
     return Folded(model.embedding + heads.first[0], model.torsion_weights * model._torsion_weight(noise),
-                  model._series(noise, heads.series)[0], blocks, model.readout_in.weight.T,
+                  model._series(noise)[0], blocks, model.readout_in.weight.T,
                   model.readout_in.bias + shifts[-1], model.readout_out * (1 + gates[-1]))
 
 

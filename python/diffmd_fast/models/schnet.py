@@ -52,7 +52,7 @@ class SchNet(Energy):
             the meaning from a torsion and makes its slope huge; but an energy that no longer sees torsions cannot
             tell a conformation from its mirror image.
         n_harmonics: of the Fourier series of every torsion (models/torsion_series.py), which is added to the energy
-            and fades like the torsions; the trainer fits it to the snapshots, then trains it with the rest.  Without
+            and fades like the torsions; the trainer fits it to the snapshots before it trains the rest.  Without
             it (0) the network has to make a barrier of three wells out of one turn's sine and cosine, and barriers
             come out different with the rest of the molecule.
         torsion_slopes: 1/nm^2, the mean of |grad phi|^2 of each type of torsion (``torsion_table``): noise sigma turns
@@ -125,9 +125,10 @@ class SchNet(Energy):
         self.torsion_weights = nn.Parameter(0.3 * torch.randn(len(self.torsion_table), 4, 2, width))
         self.noise_embedding = nn.Sequential(nn.Linear(16, width), nn.SiLU())
         series = torch.zeros(len(self.torsion_table), self.n_harmonics, 2)
-        self.register_parameter("torsion_series", nn.Parameter(series) if self.n_harmonics else None)
-        # a shift of the first features, per block a gate and a shift, the same for the readout, gates of the series
-        self.noise_heads = nn.Linear(width, (2 * self.n_blocks + 3) * width + series[:, :, 0].numel())
+        # Not a parameter: where noise is small the loss hardly feels a plane soften, and what larger noise teaches does it.
+        self.register_buffer("torsion_series", series if self.n_harmonics else None)
+        # a shift of the first features, per block a gate and a shift, the same for the readout
+        self.noise_heads = nn.Linear(width, (2 * self.n_blocks + 3) * width)
         nn.init.zeros_(self.noise_heads.weight)
         nn.init.zeros_(self.noise_heads.bias)
         self.blocks = nn.ModuleList(_Block(width, self._n_radial()) for _ in range(self.n_blocks))
@@ -187,8 +188,8 @@ class SchNet(Energy):
     def set_series(self, series: Tensor, slopes: Sequence[float]) -> None:
         """Put these Fourier series [torsion types, harmonics, (sin, cos)] and slopes in the place of those there are."""
         self._slope_torsions(slopes)
-        with torch.no_grad():
-            self.torsion_series.copy_(series)
+        self.torsion_series.copy_(series)
+        self._folded = None
 
     def hold(self, springs: dict[str, Any] | None, bends: dict[str, Any] | None) -> None:
         """Put these springs and bends in the place of those there are."""
@@ -247,7 +248,7 @@ class SchNet(Energy):
             angles = ops.torsions(positions, self.quadruples)  # [R, T, 2]
             h = h + self._torsion_weight(noise)[:, None, None] * self._torsion_features(angles)
             if self.n_harmonics:
-                series = torsion_series(angles, self._series(noise, heads.series)[:, self.torsion_index])[0].sum(1)
+                series = torsion_series(angles, self._series(noise)[:, self.torsion_index])[0].sum(1)
         x, box = positions, self.box_vectors(positions)
         if self.n_atoms >= SORT_FROM:
             order = torch.cat([r * self.n_atoms + memory_order(one, self.cutoff, box) for r, one in enumerate(x)])
@@ -265,20 +266,18 @@ class SchNet(Energy):
         place = self._place(noise)
         centres = torch.linspace(0, 1, 16, dtype=noise.dtype, device=noise.device)
         features = _gaussians((place[:, None] - centres) * 15)
-        widths = [self.n_features] * (2 * self.n_blocks + 3) + [len(self.torsion_table) * self.n_harmonics]
-        first, *pairs, series = self.noise_heads(self.noise_embedding(features)).split(widths, dim=-1)
-        series = series.unflatten(-1, (len(self.torsion_table), self.n_harmonics))
-        return _Heads(first, pairs[::2], pairs[1::2], series)
+        first, *pairs = self.noise_heads(self.noise_embedding(features)).split(self.n_features, dim=-1)
+        return _Heads(first, pairs[::2], pairs[1::2])
 
     def _place(self, noise: Tensor) -> Tensor:
         """0 at the smallest noise level, 1 at the largest, linear in log sigma."""
         low, high = (math.log(level) for level in self.noise_levels)
         return (torch.log(noise) - low) / max(high - low, 1e-9)
 
-    def _series(self, noise: Tensor, gates: Tensor) -> Tensor:
+    def _series(self, noise: Tensor) -> Tensor:
         """(a_n, b_n) of each torsion type at each noise level, [R, torsion types, harmonics (or none), 2]."""
         if self.torsion_series is None:
-            return gates[..., None].expand(*gates.shape, 2)
+            return noise.new_zeros(len(noise), len(self.torsion_table), 0, 2)
         # worked out at a few levels, between which log sigma is interpolated: a batch has many
         low, high = (math.log(level) for level in self.noise_levels)
         levels = torch.exp(torch.linspace(low, high, BLUR_LEVELS, dtype=noise.dtype, device=noise.device))
@@ -286,7 +285,7 @@ class SchNet(Energy):
         place = self._place(noise).clamp(0, 1)[:, None] * (BLUR_LEVELS - 1)
         share = (1 - (place - torch.arange(BLUR_LEVELS, device=noise.device)).abs()).clamp_min(0)
         blurred = (share @ blurred.flatten(1)).view(len(noise), *blurred.shape[1:])
-        return blurred * (self._torsion_weight(noise)[:, None, None] * (1 + gates))[..., None]
+        return blurred * self._torsion_weight(noise)[:, None, None, None]
 
     def _torsion_weight(self, noise: Tensor) -> Tensor:
         """How far torsions count at each noise level: 1 where there is none, 1/4 at torsion_fade, 1/25 at twice it."""
@@ -408,7 +407,7 @@ class SchNet(Energy):
         A change in place through ``parameter.data`` or a shared numpy array is one that torch does not count, so it
         goes unnoticed; ``torch.no_grad()`` with ``parameter.copy_`` is the way.
         """
-        parameters = self._own_parameters()
+        parameters = self._own_parameters() + ([] if self.torsion_series is None else [self.torsion_series])
         try:
             key = (noise_level, dtype, [(p.data_ptr(), p._version) for p in parameters])
         except RuntimeError:  # made under torch.inference_mode: changes are not counted at all
@@ -429,12 +428,11 @@ class SchNet(Energy):
 
 class _Heads(NamedTuple):
     """What the noise level sets: a shift of the first features, gates and shifts of the blocks and, last, of the
-    readout, all [R, F]; and gates of the torsion series [R, torsion types, harmonics]."""
+    readout, all [R, F]."""
 
     first: Tensor
     gates: list[Tensor]
     shifts: list[Tensor]
-    series: Tensor
 
 
 def _gaussians(x: Tensor) -> Tensor:

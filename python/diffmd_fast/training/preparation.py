@@ -114,9 +114,8 @@ def measure_slopes(model: SchNet, positions: Tensor, n_frames: int = 1024) -> li
 def series_gradient(model: SchNet, positions: Tensor) -> Tensor:
     """Gradient [frames, atoms, 3] in kT0/nm of the series as fitted, at the smallest noise level, in float64."""
     x = positions.detach().double().requires_grad_()
-    gates = x.new_zeros(1, len(model.torsion_table), model.n_harmonics)  # the series' own share, not the network's
-    coefficients = model._series(x.new_tensor([model.noise_level]), gates)[0, model.torsion_index]
-    energy = torsion_series(ops.torsions(x, model.quadruples), coefficients.detach())[0]
+    coefficients = model._series(x.new_tensor([model.noise_level]))[0, model.torsion_index]
+    energy = torsion_series(ops.torsions(x, model.quadruples), coefficients)[0]
     return torch.autograd.grad(energy.sum(), x)[0]
 
 
