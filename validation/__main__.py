@@ -47,8 +47,9 @@ PARTS = {
     "heavy_atoms": "alanine.heavy_atoms",
     "five_beads": "alanine.five_beads",
     "all_atoms": "alanine.all_atoms",
+    "all_atoms_dynamics": "alanine.all_atoms_dynamics",
 }
-LONGEST = ["all_atoms", "hexadecane", "tridecane", "heavy_atoms"]  # run first, so that no core waits at the end
+LONGEST = ["all_atoms_dynamics", "hexadecane", "tridecane", "all_atoms", "heavy_atoms"]  # run first, so that no core waits at the end
 
 
 def main() -> None:

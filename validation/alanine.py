@@ -25,6 +25,8 @@ from .measure import Part, Row, number
 
 DIFFUSION = 0.00207861565453831  # nm^2/ps, of the reference's Brownian runs
 BROWNIAN = sorted(Path(__file__).with_name("ala2_brownian").glob("*.json"))  # 36.3 ns beside 4.75 of ../shared/data
+ALL_ATOMS, ALL = ROOT / "examples" / "alanine_dipeptide" / "all_atoms.safetensors", "alanine dipeptide, all atoms"
+N_DYNAMICS = 80  # replicas from each basin
 BASINS = {"alphaR": 1, "beta_PPII": 2}  # names of the reference's summary, numbers of ramachandran_basin
 
 
@@ -98,23 +100,23 @@ def basins(part: Part, system: str, model, snapshots: Snapshots, n_steps: int) -
 
 
 def all_atoms() -> Part:
+    """The checkpoint that the package ships: populations and forces."""
     part = Part("Alanine dipeptide, all atoms, learned")
-    system = "alanine dipeptide, all atoms"
+    model = load_model(ALL_ATOMS)
     snapshots = read("ala2_implicit_300K_train.npz")
-    # The usual 0.002 nm softens bonds to hydrogen by half and blurs what is compared at short times.
-    model = trained("all_atoms", snapshots, Settings(n_steps=10**6, max_seconds=1500, noise_levels=(0.001, 0.5)))
-    faces(part, system, model, snapshots, read_reference(need_data("ala2_reference_rama.npz")), 0.005, n_steps=20_000,
+    faces(part, ALL, model, snapshots, read_reference(need_data("ala2_reference_rama.npz")), 0.005, n_steps=20_000,
           n_generated=2048)
-    basins(part, system, model, snapshots, 20_000)
+    basins(part, ALL, model, snapshots, 20_000)
     with np.load(need_data("ala2_implicit_300K_valid_eval.npz")) as file:
         frames, forces = torch.as_tensor(file["positions"]), torch.as_tensor(file["forces"]).double()
-    part.rows.append(force_row(system, model, frames, forces))
-    dynamics(part, system, model, snapshots)
+    part.rows.append(force_row(ALL, model, frames, forces))
     return part
 
 
-def dynamics(part: Part, system: str, model, snapshots: Snapshots) -> None:
+def all_atoms_dynamics() -> Part:
     """Short-time curves from each basin and exchange rates against Brownian dynamics with the true forces."""
+    part, system, model = Part("Alanine dipeptide, all atoms, learned: dynamics"), ALL, load_model(ALL_ATOMS)
+    snapshots = read("ala2_implicit_300K_train.npz")
     reference = pooled(need_data("ala2_brownian_300K_summary.json"), *BROWNIAN)
     x = torch.as_tensor(snapshots.positions)
     quadruples = np.array([[4, 6, 8, 14], [6, 8, 14, 16]])
@@ -126,7 +128,7 @@ def dynamics(part: Part, system: str, model, snapshots: Snapshots) -> None:
     interval = every * spring.time_step
     for basin in ("beta_PPII", "alphaR"):
         chosen = np.flatnonzero(in_basin(angles, basin))
-        chosen = np.random.default_rng(1).permutation(chosen)[:64]
+        chosen = np.random.default_rng(1).permutation(chosen)[:N_DYNAMICS]
         start = x[chosen] - x[chosen].mean(1, keepdim=True)
         sampler = Sampler(model, spring, seed=11, integrator="leimkuhler-matthews")
         frames = sampler.run(start, round(100 / spring.time_step), every).positions
@@ -141,6 +143,11 @@ def dynamics(part: Part, system: str, model, snapshots: Snapshots) -> None:
     part.pictures.append((short_time_figure(curves), "1 − ⟨cos Δφ⟩ and 1 − ⟨cos Δψ⟩ from either basin: run and "
                           "Brownian dynamics with the true forces."))
     exchange(part, system, hops, interval, reference["hops"])
+    part.remarks.append(f"{N_DYNAMICS} replicas × 100 ps from frames of either basin (leimkuhler-matthews, time step "
+                        f"{spring.time_step:.3g} ps, D = {DIFFUSION:.4g} nm²/ps), against "
+                        f"{(reference['hops']['ps_in_alphaR'] + reference['hops']['ps_in_beta']) / 1000:.1f} ns of "
+                        "Brownian dynamics with the true forces (OpenMM).")
+    return part
 
 
 def pooled(*summaries: Path) -> dict:
