@@ -229,11 +229,13 @@ class SchNet(Energy):
     @property
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, JSON-able: ``SchNet(**model.config)`` has the same shape."""
+        slopes = dict(zip(self.torsion_table, self.torsion_slopes))  # a twin may have fewer types of torsions
+        own = sorted({canonical(q, self.atom_types)[0] for q in self.torsions})
         return {"n_atoms": self.n_atoms, "n_features": self.n_features, "n_blocks": self.n_blocks,
                 "cutoff": self.cutoff, "bonds": self.bonds, "torsions": self.torsions,
                 "atom_types": self.atom_types, "n_knots": self.n_knots, "noise_levels": list(self.noise_levels),
                 "torsion_fade": self.torsion_fade, "n_harmonics": self.n_harmonics,
-                "torsion_slopes": self.torsion_slopes, "springs": self.springs, "bends": self.bends, "spread": self.spread,
+                "torsion_slopes": [slopes[key] for key in own], "springs": self.springs, "bends": self.bends, "spread": self.spread,
                 "temperature": self.temperature, "box": self.box}
 
     # ---- the energy, differentiable ----------------------------------------------------------------------
