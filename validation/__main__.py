@@ -49,7 +49,8 @@ PARTS = {
     "all_atoms": "alanine.all_atoms",
     "all_atoms_dynamics": "alanine.all_atoms_dynamics",
 }
-LONGEST = ["all_atoms_dynamics", "hexadecane", "tridecane", "all_atoms", "heavy_atoms"]  # run first, so that no core waits at the end
+# Run first, so that no core waits at the end.
+LONGEST = ["all_atoms_dynamics", "hexadecane", "tridecane", "all_atoms", "heavy_atoms"]
 
 
 def main() -> None:

@@ -125,7 +125,7 @@ class SchNet(Energy):
         self.torsion_weights = nn.Parameter(0.3 * torch.randn(len(self.torsion_table), 4, 2, width))
         self.noise_embedding = nn.Sequential(nn.Linear(16, width), nn.SiLU())
         series = torch.zeros(len(self.torsion_table), self.n_harmonics, 2)
-        # Not a parameter: where noise is small the loss hardly feels a plane soften, and what larger noise teaches does it.
+        # Not a parameter: where noise is small the loss hardly feels a plane soften, and larger noise softens it.
         self.register_buffer("torsion_series", series if self.n_harmonics else None)
         # a shift of the first features, per block a gate and a shift, the same for the readout
         self.noise_heads = nn.Linear(width, (2 * self.n_blocks + 3) * width)
@@ -186,12 +186,12 @@ class SchNet(Energy):
         self.register_buffer("torsion_slope", torch.tensor(values), persistent=False)
 
     def set_series(self, series: Tensor, slopes: Sequence[float]) -> None:
-        """Put these Fourier series [torsion types, harmonics, (sin, cos)] and slopes in the place of those there are."""
+        """Put these series [torsion types, harmonics, (sin, cos)] and slopes in the place of those there are."""
         self._slope_torsions(slopes)
         self.torsion_series.copy_(series)
         self._folded = None
 
-    def hold(self, springs: dict[str, Any] | None, bends: dict[str, Any] | None) -> None:
+    def set_stiff(self, springs: dict[str, Any] | None, bends: dict[str, Any] | None) -> None:
         """Put these springs and bends in the place of those there are."""
         self.springs, self.bends = check_springs(springs, self.n_atoms), check_bends(bends, self.n_atoms)
         self._assign()
@@ -235,7 +235,8 @@ class SchNet(Energy):
                 "cutoff": self.cutoff, "bonds": self.bonds, "torsions": self.torsions,
                 "atom_types": self.atom_types, "n_knots": self.n_knots, "noise_levels": list(self.noise_levels),
                 "torsion_fade": self.torsion_fade, "n_harmonics": self.n_harmonics,
-                "torsion_slopes": [slopes[key] for key in own], "springs": self.springs, "bends": self.bends, "spread": self.spread,
+                "torsion_slopes": [slopes[key] for key in own],
+                "springs": self.springs, "bends": self.bends, "spread": self.spread,
                 "temperature": self.temperature, "box": self.box}
 
     # ---- the energy, differentiable ----------------------------------------------------------------------

@@ -149,11 +149,12 @@ def prepare_model(positions: Tensor, molecule: Molecule, temperature: float, *, 
     spread = x.square().sum((1, 2)).mean().item() / (3 * x.shape[1])
     model = SchNet(molecule.n_atoms, n_features=n_features, n_blocks=n_blocks, cutoff=cutoff,
                    bonds=[list(bond) for bond in molecule.bonds], noise_levels=noise_levels,
-                   torsion_fade=torsion_fade, n_harmonics=n_harmonics, spread=max(spread, 1e-6), temperature=temperature)
+                   torsion_fade=torsion_fade, n_harmonics=n_harmonics, spread=max(spread, 1e-6),
+                   temperature=temperature)
     model.molecule = molecule
     known = None
     if model.torsion_series is not None:
         model.set_series(fit_torsion_series(model, x), measure_slopes(model, x))
         known = partial(series_gradient, model)
-    model.hold(*fit_bonded(x, molecule, noise_levels[0], known))
+    model.set_stiff(*fit_bonded(x, molecule, noise_levels[0], known))
     return model
