@@ -42,6 +42,23 @@ def test_butane_has_the_stiffness_of_its_force_field():
     assert abs(springs["mean"][3] / across.mean().item() - 1) < 1e-9
 
 
+def test_what_the_energy_has_already_is_left_out_and_moves_the_rest():
+    """Half of every bond's spring and a steady pull given: the other half is found, with its rest moved."""
+    butane, pull = TraPPEAlkane.butane(), 100.0  # kT0/nm; a third of what a bond pulls with, 323
+    k = butane.bond_stiffness / butane.kilojoules
+
+    def known(x):
+        x = x.clone().requires_grad_()
+        r = torch.stack([torch.linalg.vector_norm(x[:, i] - x[:, j], dim=-1) for i, j in CHAIN])
+        return torch.autograd.grad((0.25 * k * (r - butane.bond_length) ** 2 + pull * r).sum(), x)[0]
+
+    molecule = Molecule(("C",) * 4, (6,) * 4, ("X",) * 4, (0,) * 4, tuple(map(tuple, CHAIN)))
+    springs, _ = fit_bonded(butane.sample(16384, seed=3), molecule, 3e-4, known)
+    for mean, variance in zip(springs["mean"][:3], springs["variance"]):
+        assert abs(1 / variance / (0.5 * k) - 1) < 0.1
+        assert abs((mean - butane.bond_length) / (2 * pull / k) - 1) < 0.2
+
+
 def test_angles_about_one_centre_share_what_they_hold():
     """A flat star whose springs and bends are known, sampled exactly: they are found again, though the cosines
     fluctuate less than each bend alone would let them, since the angles add up to a turn."""

@@ -307,7 +307,7 @@ def _time_grid(frames: Frames, before: Previous) -> tuple[float | None, float | 
     n_frames = n_before + len(times)
     if spacing is None and n_frames > 1:
         spacing = (float(times[-1]) - first) / (n_frames - 1)
-        # A run that is resumed has had its first two frames only: the same spacing as of the whole run, to the bit.
+        # From the first two frames, all that a run which is resumed later may have: both agree to the bit.
         one = float(times[0 if n_before else 1]) - first
         spacing = one if n_before < 2 and abs(one - spacing) <= 1e-9 * spacing else spacing
     if spacing is None:
