@@ -20,9 +20,10 @@ from ..errors import InputError, NonFiniteError, check_folder, check_integer, ch
 from ..interrupt import Interrupt
 from ..io import Molecule, Snapshots
 from ..models import SchNet
-from ..models.checkpoint import save_model
+from ..models.checkpoint import load_model, save_model
 from ..models.schnet import MAX_HARMONICS
 from ..processes import Processes
+from .calibration import MOST_PAIRS, calibrate_series
 from .contrast import Moves, contrastive_loss
 from .denoising import draw_noise, draw_noise_levels, energy_and_loss, noised
 from .preparation import centred, check_bonds, measure_support, prepare_model
@@ -161,8 +162,7 @@ def train(snapshots: Snapshots, out: str | Path, temperature: float | None = Non
                 if processes.rank == 0:
                     _save_state(state_path, state, settings, data)
                 raise KeyboardInterrupt(f"stopped after step {state.step}; the state is in {state_path}")
-    from ..models.checkpoint import load_model
-
+    processes.first(partial(_calibrate, out, state, train_frames, settings, processes.device, progress))
     model = load_model(out)
     if processes.rank == 0:
         if figure:
@@ -294,7 +294,8 @@ def _keep_best(out: Path, state: State, train_frames: Tensor, valid_frames: Tens
     record = _validate(state, train_frames, valid_frames, settings, loss)
     if (total := _total(record, settings)) < state.best:
         state.best = total
-        _save_best(out, state, train_frames, settings)
+        _save(out, state.average, train_frames, {"settings": asdict(settings), "n_frames": len(train_frames),
+                                                 "history": state.history})
     return record
 
 
@@ -332,11 +333,22 @@ def _total(record: dict, settings: Settings) -> float:
     return record["held_out_loss"] + settings.contrast * record.get("held_out_contrast", 0.0)
 
 
-def _save_best(out: Path, state: State, frames: Tensor, settings: Settings) -> None:
-    model = state.average
+def _save(out: Path, model: SchNet, frames: Tensor, record: dict[str, Any]) -> None:
     model.support = measure_support(model, frames)
-    model.training_record = {"settings": asdict(settings), "n_frames": len(frames), "history": state.history}
+    model.training_record = record
     save_model(out, model)
+
+
+def _calibrate(out: Path, state: State, frames: Tensor, settings: Settings, device: torch.device,
+               progress: bool) -> None:
+    """The series of the best model once more, with its network as it is (calibration.py)."""
+    model = load_model(out)
+    record = model.training_record
+    if state.moves is None or "calibrated" in record:  # a training killed after it and resumed
+        return
+    n_pairs = min(MOST_PAIRS, settings.batch_size * state.step)  # a short training is not to wait for this
+    change = calibrate_series(model.to(device), frames, n_pairs, settings.seed, progress)
+    _save(out, model, frames, record | {"calibrated": {"largest_change": change}})
 
 
 def _save_state(path: Path, state: State, settings: Settings, data: str) -> None:
