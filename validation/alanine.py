@@ -26,7 +26,7 @@ from .measure import Part, Row, number
 DIFFUSION = 0.00207861565453831  # nm^2/ps, of the reference's Brownian runs
 BROWNIAN = sorted(Path(__file__).with_name("ala2_brownian").glob("*.json"))  # 36.3 ns beside 4.75 of ../shared/data
 ALL_ATOMS, ALL = ROOT / "examples" / "alanine_dipeptide" / "all_atoms.safetensors", "alanine dipeptide, all atoms"
-N_DYNAMICS = 80  # replicas from each basin
+N_DYNAMICS = 256  # replicas from each basin
 N_BIASED = 256  # replicas under the bias
 BASINS = {"alphaR": 1, "beta_PPII": 2}  # names of the reference's summary, numbers of ramachandran_basin
 

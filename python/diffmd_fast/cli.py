@@ -123,6 +123,8 @@ def train(snapshots, topology, atoms, temperature, out, steps, minutes, batch_si
             _say(f"stopped; go on with the same command and --resume (state in {state})")
         raise
     last = model.training_record["history"][-1]
+    if "calibrated" in model.training_record:
+        _say(f"barriers calibrated: series of torsions changed by up to {model.training_record['calibrated']:.2f} kT0")
     _say(f"best held-out loss {last['held_out_loss']:.4f} at step {last['step']}; model in {out}, "
          f"loss figure in {Path(out).with_suffix('.loss.png')}")
 

@@ -19,7 +19,7 @@ import diffmd_fast
 from diffmd_fast import InputError, use_backend
 from diffmd_fast.io import Molecule, Snapshots, read_snapshots
 from diffmd_fast.models import Energy, TraPPEAlkane
-from diffmd_fast.training import Settings, denoising_loss, draw_noise_levels, train
+from diffmd_fast.training import Settings, denoising_loss, draw_noise_levels, train, trainer
 from diffmd_fast.training.denoising import draw_noise
 from diffmd_fast.training.preparation import check_bonds, prepare_model
 
@@ -110,6 +110,7 @@ def test_contrast_needs_torsions_and_can_be_left_out(butane, tmp_path):
         model = train(snapshots, tmp_path / "m.safetensors", settings=Settings(**SMALL, contrast=contrast),
                       progress=False, figure=False)
         assert all("held_out_contrast" not in record for record in model.training_record["history"])
+        assert "calibrated" not in model.training_record
 
 
 def test_training_learns_and_writes_everything(butane, tmp_path):
@@ -133,8 +134,9 @@ def test_training_learns_and_writes_everything(butane, tmp_path):
     assert torch.equal(read.energy(x), model.energy(x))
 
 
-def parameters(path):
-    return torch.cat([p.flatten() for p in diffmd_fast.load_model(path).parameters()])
+def numbers(path):
+    """Parameters and series of a model file."""
+    return torch.cat([value.flatten() for value in diffmd_fast.load_model(path).state_dict().values()])
 
 
 def test_resume_after_a_stop_equals_an_uninterrupted_run(butane, tmp_path):
@@ -149,7 +151,7 @@ def test_resume_after_a_stop_equals_an_uninterrupted_run(butane, tmp_path):
         train(butane, tmp_path / "cut.safetensors", settings=settings, progress=False, on_validation=stop)
     assert (tmp_path / "cut.safetensors.training").exists()
     train(butane, tmp_path / "cut.safetensors", settings=settings, progress=False, resume=True, figure=False)
-    assert torch.equal(parameters(tmp_path / "cut.safetensors"), parameters(tmp_path / "whole.safetensors"))
+    assert torch.equal(numbers(tmp_path / "cut.safetensors"), numbers(tmp_path / "whole.safetensors"))
 
 
 def test_resume_after_kill(butane, tmp_path):
@@ -175,6 +177,29 @@ def test_resume_after_kill(butane, tmp_path):
     assert model.training_record["history"][0]["step"] == 20
 
 
+def test_ends_with_calibrated_series_also_when_that_was_cut_short(butane, tmp_path, monkeypatch):
+    """Cut while it calibrates, the model file is that of the training and resume calibrates it; after, it does not."""
+    settings, out = Settings(**SMALL), tmp_path / "cut.safetensors"
+    whole = train(butane, tmp_path / "whole.safetensors", settings=settings, progress=False, figure=False)
+    assert whole.training_record["calibrated"] > 0
+    calibrate = trainer.calibrate_series
+
+    def ctrl_c(*arguments):
+        calibrate(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "calibrate_series", ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        train(butane, out, settings=settings, progress=False, figure=False)
+    assert "calibrated" not in diffmd_fast.load_model(out).training_record
+    state = (tmp_path / "cut.safetensors.training").read_bytes()
+    monkeypatch.undo()
+    for _ in range(2):  # as if killed before the state was removed
+        train(butane, out, settings=settings, progress=False, figure=False, resume=True)
+        assert torch.equal(numbers(out), numbers(tmp_path / "whole.safetensors"))
+        (tmp_path / "cut.safetensors.training").write_bytes(state)
+
+
 @pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_finishes_the_step_and_resume_equals_an_uninterrupted_run(butane, tmp_path, monkeypatch, with_signal):
     """In the middle of an optimizer step, where parameters and their average are a step apart."""
@@ -193,7 +218,7 @@ def test_ctrl_c_finishes_the_step_and_resume_equals_an_uninterrupted_run(butane,
         train(butane, tmp_path / "cut.safetensors", settings=settings, progress=False)
     train(butane, tmp_path / "cut.safetensors", settings=settings, progress=False, resume=True, figure=False)
     assert len(steps) == SMALL["n_steps"]
-    assert torch.equal(parameters(tmp_path / "cut.safetensors"), parameters(tmp_path / "whole.safetensors"))
+    assert torch.equal(numbers(tmp_path / "cut.safetensors"), numbers(tmp_path / "whole.safetensors"))
     assert not (tmp_path / "cut.safetensors.training").exists()
 
 

@@ -43,7 +43,8 @@ class Settings:
         torsion_fade: nm; noise level above which torsions fade from the energy (:class:`SchNet`).
         n_harmonics: of the Fourier series of every torsion beside the network (:class:`SchNet`); 0 for none.
         contrast: weight of the contrastive loss (training/contrast.py), which ties the energies of basins to each
-            other across barriers where there are no frames; 0 leaves it out.  It needs torsions.
+            other across barriers where there are no frames, and calibrates the series of torsions at the end
+            (training/calibration.py); 0 leaves both out.  It needs torsions.
         n_features, n_blocks, cutoff: of the SchNet; cutoff in nm.
         held_out: share of the frames kept for validation, where the snapshots bring none of their own.
         validate_every: steps between validations; the best one is the model file.
@@ -123,7 +124,7 @@ def train(snapshots: Snapshots, out: str | Path, temperature: float | None = Non
             models agree to rounding; process 0 validates and writes.
 
     Returns:
-        The best model (its moving average), as :func:`diffmd_fast.load_model` would read it.
+        The best model (its moving average, with calibrated series), as :func:`diffmd_fast.load_model` would read it.
 
     Raises:
         InputError: bad snapshots, settings or paths, before anything is written.
@@ -341,14 +342,14 @@ def _save(out: Path, model: SchNet, frames: Tensor, record: dict[str, Any]) -> N
 
 def _calibrate(out: Path, state: State, frames: Tensor, settings: Settings, device: torch.device,
                progress: bool) -> None:
-    """The series of the best model once more, with its network as it is (calibration.py)."""
+    """The series of the best model once more, with its network as it is; the file is replaced when that is done."""
     model = load_model(out)
     record = model.training_record
-    if state.moves is None or "calibrated" in record:  # a training killed after it and resumed
+    if state.moves is None or "calibrated" in record:  # so it is where a training was killed after this and resumed
         return
     n_pairs = min(MOST_PAIRS, settings.batch_size * state.step)  # a short training is not to wait for this
     change = calibrate_series(model.to(device), frames, n_pairs, settings.seed, progress)
-    _save(out, model, frames, record | {"calibrated": {"largest_change": change}})
+    _save(out, model, frames, record | {"calibrated": change})
 
 
 def _save_state(path: Path, state: State, settings: Settings, data: str) -> None:
