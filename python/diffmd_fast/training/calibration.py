@@ -25,9 +25,9 @@ from ..models.turns import rotatable_bonds, turned_side
 
 TURNS = 4  # of a frame about each bond, evenly spaced from a random angle
 MOST_PAIRS = 2**20  # of a frame and its turn, over all bonds
-MOST_NUMBERS = 2**27  # kept at once, half a GiB
+MOST_NUMBERS = 2**26  # kept of bonds that go together, a quarter of a GiB
 SPREAD = 0.3  # kT0, how far a coefficient is expected to move: what no turn tells stays as it is
-CHUNK = 4096  # frames whose energies are worked out at once
+CHUNK = 2**16  # atoms whose energies are worked out at once
 
 
 def calibrate_series(model: SchNet, positions: Tensor, n_pairs: int = MOST_PAIRS, seed: int = 0,
@@ -89,7 +89,7 @@ def _pairs(model: SchNet, positions: Tensor, bond: tuple[int, int, list[int]], k
     """E(y) - E(x) in kT0 [frames] and F(y) - F(x) [frames, features], for noised frames x and their turns y about the
     bond, by parts."""
     (b, c, side), device, pairs = bond, model.torsion_series.device, []
-    for part in positions.split(CHUNK):
+    for part in positions.split(max(1, CHUNK // model.n_atoms)):
         x = part + model.noise_level * torch.randn(part.shape, generator=generator)
         angles = 2 * math.pi / TURNS * (torch.rand(len(x), generator=generator) + torch.arange(TURNS)[:, None])
         x, angles = x.to(device), angles.to(device)
