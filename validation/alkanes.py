@@ -136,19 +136,19 @@ def at_temperature(kelvin: float) -> TraPPEAlkane:
 
 # ---- learned from snapshots ------------------------------------------------------------------------
 
-# beads: name, seconds of training, blocks, smallest noise level in nm, ps of the run
-RECIPES = {4: ("butane", 150, 3, 0.002, 120), 13: ("tridecane", 480, 2, 0.001, 100),
-           16: ("hexadecane", 600, 2, 0.001, 100)}
-N_REPLICAS = 256
+# beads: name, seconds of training, blocks, smallest noise level in nm, replicas and ps of the run, and of the exact one
+RECIPES = {4: ("butane", 150, 3, 0.002, (1024, 120), (2048, 60)),
+           13: ("tridecane", 480, 2, 0.001, (256, 100), (1024, 15)),
+           16: ("hexadecane", 600, 2, 0.001, (256, 100), (1024, 15))}
 
 
 def learned(n_beads: int) -> Part:
-    name, seconds, n_blocks, noise_level, picoseconds = RECIPES[n_beads]
+    name, seconds, n_blocks, noise_level, (n_replicas, picoseconds), (n_exact, exact_picoseconds) = RECIPES[n_beads]
     part = Part(f"TraPPE {name} learned from snapshots")
     snapshots = read(f"{name}_ua_300K.npz")
     settings = Settings(n_steps=10**6, max_seconds=seconds, n_blocks=n_blocks, noise_levels=(noise_level, 0.5))
     model = trained(name, snapshots, settings)
-    start = starts(snapshots, N_REPLICAS)
+    start = starts(snapshots, n_replicas)
     # D dt L = 0.9: with Leimkuhler-Matthews even the stiffest bond has the right width.
     spring = Spring.from_time_step(0.9 / (DIFFUSION * estimate_curvature(model, start)), DIFFUSION)
     every = max(1, round(0.25 / spring.time_step))
@@ -165,14 +165,14 @@ def learned(n_beads: int) -> Part:
     part.rows += rows
     part.rows.append(number_row(system, "the radius of gyration", resampled(radii(settled)),
                                 [radius_of_gyration(snapshots.positions)], 0.003))
-    theirs, spacing = run_exact(exact, starts(snapshots, 1024 if n_beads > 4 else 2048, seed=6), 15.0, 1e-3, seed=6)
+    theirs, spacing = run_exact(exact, starts(snapshots, n_exact, seed=6), exact_picoseconds, 1e-3, seed=6)
     part.rows.append(hops_row(system, "hops per torsion and ns", torsion_hops(angles, interval),
                               torsion_hops(theirs, spacing), "our run with exact forces"))
     part.pictures.append((torsion_figure(name, angles, reference), f"{name}: torsions of the run (line) and of the "
                           "snapshots (grey), all together."))
     part.pictures.append((matrix_figure(name, correlation_matrix(settled[:400, 0])), f"{name}: correlation matrix of "
                           f"400 frames of one replica, {interval:.2f} ps apart, as in the paper's figures."))
-    part.remarks.append(f"{seconds} s of training; {N_REPLICAS} replicas × {frames.shape[0] * interval:.0f} ps at "
+    part.remarks.append(f"{seconds} s of training; {n_replicas} replicas × {frames.shape[0] * interval:.0f} ps at "
                         f"{spring}, leimkuhler-matthews; noise level {model.noise_level:g} nm.")
     return part
 
