@@ -80,7 +80,8 @@ ATOMS = click.option("--atoms", default="all", show_default=True, metavar="WHICH
 @click.option("--noise-levels", type=float, nargs=2, default=(0.002, 0.5), show_default=True, metavar="LOW HIGH",
               help="Smallest and largest noise level in nm; dynamics runs at the smallest.")
 @click.option("--contrast", type=float, default=1.0, show_default=True,
-              help="Weight of comparing energies across barriers, which fixes populations of basins; 0: none.")
+              help="Weight of comparing energies across barriers, which fixes populations of basins and, at the end, "
+                   "calibrates barriers; 0: neither.")
 @click.option("--features", type=int, default=64, show_default=True, help="Width of the network.")
 @click.option("--blocks", type=int, default=3, show_default=True, help="Interaction blocks of the network.")
 @click.option("--cutoff", type=float, default=1.0, show_default=True, metavar="NM", help="Reach of an interaction.")

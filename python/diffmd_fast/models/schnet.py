@@ -52,9 +52,9 @@ class SchNet(Energy):
             the meaning from a torsion and makes its slope huge; but an energy that no longer sees torsions cannot
             tell a conformation from its mirror image.
         n_harmonics: of the Fourier series of every torsion (models/torsion_series.py), which is added to the energy
-            and fades like the torsions; the trainer fits it to the snapshots before it trains the rest.  Without
-            it (0) the network has to make a barrier of three wells out of one turn's sine and cosine, and barriers
-            come out different with the rest of the molecule.
+            and fades like the torsions; the trainer fits it to the snapshots before it trains the rest, and calibrates
+            it after.  Without it (0) the network has to make a barrier of three wells out of one turn's sine and
+            cosine, and barriers come out different with the rest of the molecule.
         torsion_slopes: 1/nm^2, the mean of |grad phi|^2 of each type of torsion (``torsion_table``): noise sigma turns
             it by the variance sigma^2 times that, which blurs its series; measured by the trainer.  None takes 400.
         springs: {"pairs": [P, 2], "mean": [P] nm, "variance": [P] nm^2} of stiff distances, or None; fitted to the

@@ -7,7 +7,8 @@ which is linear in the change c of the coefficients, and
 
     sum over frames and turns of -log sigmoid(E(y) - E(x) + c (F(y) - F(x))) + |c|^2 / (2 SPREAD^2)
 
-(contrast.py) is convex.  At its minimum the model has as much of each torsion's barrier as the frames do.
+(contrast.py) is convex.  Without the last term, at its minimum the frames have the mean F that they would have if each
+of them were drawn anew by the model's energies, from itself and its turn.
 """
 
 from __future__ import annotations

@@ -349,7 +349,8 @@ def _calibrate(out: Path, state: State, frames: Tensor, settings: Settings, devi
         return
     n_pairs = min(MOST_PAIRS, settings.batch_size * state.step)  # a short training is not to wait for this
     change = calibrate_series(model.to(device), frames, n_pairs, settings.seed, progress)
-    _save(out, model, frames, record | {"calibrated": change})
+    if change:  # not without series, or where no bond turns
+        _save(out, model, frames, record | {"calibrated": change})
 
 
 def _save_state(path: Path, state: State, settings: Settings, data: str) -> None:
