@@ -177,23 +177,28 @@ def test_resume_after_kill(butane, tmp_path):
     assert model.training_record["history"][0]["step"] == 20
 
 
-def test_ends_with_calibrated_series_also_when_that_was_cut_short(butane, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stage", ["calibrate_series", "match_ensemble"])
+def test_ends_with_calibrated_series_also_when_that_was_cut_short(butane, tmp_path, monkeypatch, stage):
     """Cut while it calibrates, the model file is that of the training and resume calibrates it; after, it does not."""
     settings, out = Settings(**SMALL), tmp_path / "cut.safetensors"
+    monkeypatch.setattr(trainer, "FRAMES_A_CHANGE", 640)  # so that these 960 frames have the ensemble matched, too
     whole = train(butane, tmp_path / "whole.safetensors", settings=settings, progress=False, figure=False)
     assert whole.training_record["calibrated"] > 0
-    calibrate = trainer.calibrate_series
+    calibrate = getattr(trainer, stage)
+    before = []
 
-    def ctrl_c(*arguments):
-        calibrate(*arguments)
+    def ctrl_c(model, *arguments):
+        before.append(model.torsion_series.clone())
+        calibrate(model, *arguments)
+        assert not torch.equal(model.torsion_series, before[-1])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer, "calibrate_series", ctrl_c)
-    with pytest.raises(KeyboardInterrupt):
-        train(butane, out, settings=settings, progress=False, figure=False)
-    assert "calibrated" not in diffmd_fast.load_model(out).training_record
+    with monkeypatch.context() as cut:
+        cut.setattr(trainer, stage, ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            train(butane, out, settings=settings, progress=False, figure=False)
+    assert before and "calibrated" not in diffmd_fast.load_model(out).training_record
     state = (tmp_path / "cut.safetensors.training").read_bytes()
-    monkeypatch.undo()
     for _ in range(2):  # as if killed before the state was removed
         train(butane, out, settings=settings, progress=False, figure=False, resume=True)
         assert torch.equal(numbers(out), numbers(tmp_path / "whole.safetensors"))

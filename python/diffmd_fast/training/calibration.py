@@ -95,7 +95,7 @@ def _pairs(model: SchNet, positions: Tensor, bond: tuple[int, int, list[int]], k
         angles = 2 * math.pi / TURNS * (torch.rand(len(x), generator=generator) + torch.arange(TURNS)[:, None])
         x, angles = x.to(device), angles.to(device)
         with torch.no_grad():
-            energy, features = model.energy(x).double(), _features(model, x, kinds)
+            energy, features = model.energy(x).double(), torsion_waves(model, x, kinds)
             for angle in angles:
                 y = x.clone()
                 y[:, side] = turned_side(x, b, c, side, angle.cos(), angle.sin())
@@ -103,11 +103,11 @@ def _pairs(model: SchNet, positions: Tensor, bond: tuple[int, int, list[int]], k
                 if not difference.isfinite().all():
                     raise NonFiniteError(f"model: the energy of a frame turned about the bond of atoms {b} and {c} is "
                                          "not finite; lower learning_rate")
-                pairs.append((difference, _features(model, y, kinds) - features))
+                pairs.append((difference, torsion_waves(model, y, kinds) - features))
     return pairs
 
 
-def _features(model: SchNet, x: Tensor, kinds: list[int]) -> Tensor:
+def torsion_waves(model: SchNet, x: Tensor, kinds: list[int]) -> Tensor:
     """What the coefficients of these torsion types are multiplied by in E [frames, types * harmonics * 2]."""
     known = torch.tensor(kinds, device=x.device)
     rows = torch.isin(model.torsion_index, known)

@@ -26,6 +26,7 @@ from ..processes import Processes
 from .calibration import MOST_PAIRS, calibrate_series
 from .contrast import Moves, contrastive_loss
 from .denoising import draw_noise, draw_noise_levels, energy_and_loss, noised
+from .ensemble import FRAMES_A_CHANGE, MOST_CHANGES, match_ensemble
 from .preparation import centred, check_bonds, measure_support, prepare_model
 
 
@@ -345,11 +346,14 @@ def _calibrate(out: Path, state: State, frames: Tensor, settings: Settings, devi
     """The series of the best model once more, with its network as it is; the file is replaced when that is done."""
     model = load_model(out)
     record = model.training_record
-    if state.moves is None or "calibrated" in record:  # so it is where a training was killed after this and resumed
+    if state.moves is None or not model.n_harmonics or "calibrated" in record:  # killed after this, and resumed
         return
-    n_pairs = min(MOST_PAIRS, settings.batch_size * state.step)  # a short training is not to wait for this
-    change = calibrate_series(model.to(device), frames, n_pairs, settings.seed, progress)
-    if change:  # not without series, or where no bond turns
+    before = model.torsion_series.clone()
+    n_frames = settings.batch_size * state.step  # a short training is not to wait for this
+    calibrate_series(model.to(device), frames, min(MOST_PAIRS, n_frames), settings.seed, progress)
+    match_ensemble(model, frames, min(MOST_CHANGES, 2 * n_frames // FRAMES_A_CHANGE), settings.seed, progress)
+    change = (model.torsion_series.cpu() - before).abs().max().item()
+    if change:  # not where no bond turns
         _save(out, model, frames, record | {"calibrated": change})
 
 
