@@ -87,7 +87,8 @@ def run_under_bias(model: Any, snapshots: Snapshots, data: str | Path, *, n_repl
     """Run ``model`` under the bias of the reference data and reweight.
 
     BAOAB with equal masses, which crosses six times as often as Leimkuhler-Matthews in as many steps (all atoms), and
-    whose averages are exact in harmonic wells; ``number`` is dt^2 L kT0/m, and friction takes 1% of a velocity in a step.
+    whose averages are exact in harmonic wells; ``number`` is dt^2 L kT0/m, and friction takes 1% of a velocity in a
+    step.
     """
     data = Path(data)
     found = snapshots.molecule.find_dihedrals()

@@ -1,10 +1,10 @@
-"""Calibration against a run of the model: torsion series whose means in the model's own ensemble are the snapshots'.
+"""Calibration against a run of the model: torsion series whose means in its own ensemble are the snapshots'.
 
-Turns of snapshots (calibration.py) set barriers, and the depths of basins to some tenths of kT0: a turned frame has bonds
+Turns of snapshots (calibration.py) set barriers, and depths of basins to some tenths of kT0: a turned frame has bonds
 and angles that have not relaxed.  Here the model itself makes frames.  With F the sines and cosines of the torsions'
-multiples, the likeliest series for the snapshots is where <F> of the model is <F> of the snapshots, and a change c of the
-coefficients moves <F> by -cov(F) c.  So a run goes on while the series change, by Newton's steps that get smaller as
-those of stochastic approximation must (Robbins and Monro, 1951):
+multiples, the likeliest series for the snapshots is where <F> of the model is <F> of the snapshots, and a change c of
+the coefficients moves <F> by -cov(F) c.  So a run goes on while the series change, by Newton's steps that get smaller
+as those of stochastic approximation must (Robbins and Monro, 1951):
 
     c_k+1 = c_k + 2/(k + 4) (cov(F) + ridge)^-1 (<F>_k - <F>_snapshots - ridge c_k)
 """
