@@ -3,7 +3,7 @@
     python scripts/make_examples.py --data ../shared/data --minutes 45
     python scripts/make_examples.py --data ../shared/data --minutes 32 --atoms all
 
-The snapshots are heavy atoms of Amber ff14SB/OBC2 frames at 300 K (see examples/alanine_dipeptide/README.md).  The
+The snapshots are heavy atoms of Amber ff14SB/OBC2 frames at 300 K (see examples/README.md).  The
 model is trained on all 40,000 training frames; every eighth is shipped to start runs from and to compare with.
 Of all atoms the model alone is shipped.
 """

@@ -31,7 +31,7 @@ from diffmd_fast.sampling.stability import estimate_curvature
 POPULATIONS = {"phi > 0": (0.0207, 0.0008), "alpha R": (0.407, 0.009), "beta / PPII": (0.572, 0.008)}
 MASS = 12.0  # Da, of every atom: populations do not depend on it
 FRICTION = 0.01  # times the time step
-EQUILIBRATION = 20  # the first 1/20 of the frames is left out
+EQUILIBRATION = 10  # the first tenth of the frames is left out
 
 
 class Biased(torch.nn.Module):

@@ -81,7 +81,7 @@ ATOMS = click.option("--atoms", default="all", show_default=True, metavar="WHICH
               help="Smallest and largest noise level in nm; dynamics runs at the smallest.")
 @click.option("--contrast", type=float, default=1.0, show_default=True,
               help="Weight of comparing energies across barriers, which fixes populations of basins and, at the end, "
-                   "calibrates barriers; 0: neither.")
+                   "calibrates torsions; 0: neither.")
 @click.option("--features", type=int, default=64, show_default=True, help="Width of the network.")
 @click.option("--blocks", type=int, default=3, show_default=True, help="Interaction blocks of the network.")
 @click.option("--cutoff", type=float, default=1.0, show_default=True, metavar="NM", help="Reach of an interaction.")
@@ -125,7 +125,7 @@ def train(snapshots, topology, atoms, temperature, out, steps, minutes, batch_si
         raise
     last = model.training_record["history"][-1]
     if "calibrated" in model.training_record:
-        _say(f"barriers calibrated: series of torsions changed by up to {model.training_record['calibrated']:.2f} kT0")
+        _say(f"torsions calibrated: their series changed by up to {model.training_record['calibrated']:.2f} kT0")
     _say(f"best held-out loss {last['held_out_loss']:.4f} at step {last['step']}; model in {out}, "
          f"loss figure in {Path(out).with_suffix('.loss.png')}")
 

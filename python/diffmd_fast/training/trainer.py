@@ -45,7 +45,7 @@ class Settings:
         n_harmonics: of the Fourier series of every torsion beside the network (:class:`SchNet`); 0 for none.
         contrast: weight of the contrastive loss (training/contrast.py), which ties the energies of basins to each
             other across barriers where there are no frames, and calibrates the series of torsions at the end
-            (training/calibration.py); 0 leaves both out.  It needs torsions.
+            (training/calibration.py, training/ensemble.py); 0 leaves both out.  It needs torsions.
         n_features, n_blocks, cutoff: of the SchNet; cutoff in nm.
         held_out: share of the frames kept for validation, where the snapshots bring none of their own.
         validate_every: steps between validations; the best one is the model file.
