@@ -63,10 +63,12 @@ def test_handedness(model, snapshots):
 
 
 def test_frames_from_noise_look_like_snapshots(model, snapshots):
-    """Reverse diffusion from the same network: every frame inside the support, bond means within 1%."""
+    """Reverse diffusion from the same network: every frame inside the support, bond means within 1%.
+
+    Each is known to 0.2% and off by 0.1% (noise), which leaves 4.5 standard errors: false alarm 6e-5 for all nine."""
     from diffmd_fast.sampling import reverse_diffusion
 
-    x = reverse_diffusion(model, 64, seed=3, progress=False)
+    x = reverse_diffusion(model, 256, seed=3, progress=False)
     assert torch.isfinite(x).all()
     for i, j in model.molecule.bonds:
         made = (x[:, i] - x[:, j]).norm(dim=-1).mean().item()

@@ -71,6 +71,15 @@ def test_noise_blurs_the_density():
     assert blurred_series(series, torch.full((1, 2), 50.0).double()).abs().max() < 1e-9  # nothing is left of a turn
 
 
+def test_float32_models_blur_in_double(rng):
+    """Wells of 30 kT0, as those of planes: in float32 the logarithm of what is left on top was off by 0.01 kT0."""
+    model = SchNet(4, bonds=[(0, 1), (1, 2), (2, 3)], n_harmonics=6)
+    model.set_series(12 * torch.rand(1, 6, 2, generator=rng) / torch.arange(1, 7)[:, None], [400.0])
+    exact = model._series(torch.tensor([0.002, 0.02]))
+    expected = model.double()._series(torch.tensor([0.002, 0.02], dtype=torch.float64))
+    torch.testing.assert_close(exact.double(), expected, rtol=1e-6, atol=1e-5)
+
+
 def test_slopes_are_measured_and_checked():
     butane = TraPPEAlkane.butane()
     model = bare(chain(4), 3)

@@ -282,9 +282,11 @@ class SchNet(Energy):
         if self.torsion_series is None:
             return noise.new_zeros(len(noise), len(self.torsion_table), 0, 2)
         # worked out at a few levels, between which log sigma is interpolated: a batch has many
+        # in double: logarithms of densities of 1e-6 of the largest would cost float32 0.01 kT0
         low, high = (math.log(level) for level in self.noise_levels)
-        levels = torch.exp(torch.linspace(low, high, BLUR_LEVELS, dtype=noise.dtype, device=noise.device))
-        blurred = blurred_series(self.torsion_series.to(noise.dtype), levels[:, None] ** 2 * self.torsion_slope)
+        levels = torch.exp(torch.linspace(low, high, BLUR_LEVELS, dtype=torch.float64, device=noise.device))
+        slope = self.torsion_slope.double()
+        blurred = blurred_series(self.torsion_series.double(), levels[:, None] ** 2 * slope).to(noise.dtype)
         place = self._place(noise).clamp(0, 1)[:, None] * (BLUR_LEVELS - 1)
         share = (1 - (place - torch.arange(BLUR_LEVELS, device=noise.device)).abs()).clamp_min(0)
         blurred = (share @ blurred.flatten(1)).view(len(noise), *blurred.shape[1:])
