@@ -210,15 +210,17 @@ def compare_curve(part: Part, system: str, basin: str, name: str, lags: np.ndarr
                          f"at {lags[at][worst]:g} ps; mean difference {100 * ratio.mean():+.1f} %"))
 
 
+def cores(angles: np.ndarray) -> list[np.ndarray]:
+    """0 in alphaR's core, 1 in beta's, as ../shared/data/make/ala2_brownian.py has them, -1 outside: [frames] of each
+    replica, from (phi, psi) [frames, replicas, 2]."""
+    psi = np.degrees(angles[..., 1])
+    left = ramachandran_basin(angles.reshape(-1, 2)).reshape(psi.shape) == 0
+    return list(np.where(left, -1, np.where(np.abs(psi + 20) < 40, 0, np.where(psi > 110, 1, -1))).T)
+
+
 def exchange(part: Part, system: str, runs: list, interval: float, reference: dict) -> None:
-    """Core-to-core rates of alphaR <-> beta; cores as data/make/ala2_brownian.py has them."""
-    series = []
-    for q in runs:
-        phi, psi = np.degrees(q[..., 0]), np.degrees(q[..., 1])
-        left = ramachandran_basin(q.reshape(-1, 2)).reshape(phi.shape) == 0
-        core = np.where(left, -1, np.where(np.abs(psi + 20) < 40, 0, np.where(psi > 110, 1, -1)))
-        series += [core[:, r] for r in range(core.shape[1])]
-    found = hop_rates(series, interval, n_cores=2)
+    """Core-to-core rates of alphaR <-> beta."""
+    found = hop_rates([core for q in runs for core in cores(q)], interval, n_cores=2)
     for (i, j), label, n, time in (((0, 1), "alphaR_to_beta", reference["alphaR_to_beta"], reference["ps_in_alphaR"]),
                                    ((1, 0), "beta_to_alphaR", reference["beta_to_alphaR"], reference["ps_in_beta"])):
         value, error = 1000 * found.rates[i, j], 1000 * found.errors[i, j]

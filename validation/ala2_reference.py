@@ -1,0 +1,104 @@
+"""Brownian dynamics of alanine dipeptide with its true forces, for the all-atom model's dynamics to be compared with.
+
+    OPENMM_PYTHON -m validation.ala2_reference run angles.npz --minutes 60      # openmm==8.6.1 and openmmtools
+    .venv/bin/python -m validation.ala2_reference summary angles.npz validation/ala2_brownian/304.json
+
+Force field and D are those of ../shared/data/make/ala2_brownian.py; the integrator is Leimkuhler-Matthews with the time
+step of the model's runs, which gives five times as many picoseconds a second as Euler-Maruyama at 0.2 fs there.  Runs
+of 200 ps start from training frames drawn at random, so that basins are visited as they are populated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+KT = 0.00831446261815324 * 300  # kJ/mol
+DIFFUSION = 0.00207861565453831  # nm^2/ps
+TIME_STEP, STRIDE, N_FRAMES, SETTLE = 0.000925, 108, 2000, 2000  # ps, steps between frames, frames, steps before them
+LAGS = np.r_[np.arange(0, 21), np.arange(25, 101, 5)] / 10  # ps, of the other summaries
+
+
+def run(out: Path, minutes: float, seed: int) -> None:
+    """(phi, psi) of every frame, [runs, frames, 2] radians, written after every run."""
+    sys.path.insert(0, str(DATA / "make"))
+    import ala2_common
+    import openmm
+
+    _, system, _ = ala2_common.build()
+    integrator = openmm.CustomIntegrator(TIME_STEP)
+    integrator.addPerDofVariable("noise", 0)
+    integrator.addGlobalVariable("pull", DIFFUSION * TIME_STEP / KT)
+    integrator.addGlobalVariable("half", (2 * DIFFUSION * TIME_STEP) ** 0.5 / 2)
+    integrator.addComputePerDof("x", "x + pull*f + half*noise")
+    integrator.addComputePerDof("noise", "gaussian")
+    integrator.addComputePerDof("x", "x + half*noise")
+    integrator.setRandomNumberSeed(seed)
+    context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName("Reference"))
+    with np.load(DATA / "ala2_implicit_300K_train.npz") as file:
+        frames, phi, psi = (file[name] for name in ("train_positions", "phi_atoms", "psi_atoms"))
+    angles, order, started = [], np.random.default_rng(seed).permutation(len(frames)), time.monotonic()
+    while time.monotonic() - started < 60 * minutes:
+        context.setPositions(frames[order[len(angles)]].astype(float))
+        integrator.step(SETTLE)
+        found = []
+        for _ in range(N_FRAMES):
+            integrator.step(STRIDE)
+            x = context.getState(getPositions=True).getPositions(asNumpy=True)._value
+            found.append([ala2_common.dihedral(x[None], atoms)[0] for atoms in (phi, psi)])
+        angles.append(found)
+        np.savez_compressed(out, angles=np.array(angles, np.float32), seed=seed)
+        picoseconds = len(angles) * N_FRAMES * STRIDE * TIME_STEP
+        print(f"{len(angles)} runs, {picoseconds / 1000:.1f} ns, {time.monotonic() - started:.0f} s", flush=True)
+
+
+def summary(source: Path, out: Path) -> None:
+    """Curves and hops by the functions that the model's runs are measured with; errors over runs."""
+    from diffmd_fast.analysis.kinetics import hop_rates
+
+    from .alanine import BASINS, cores, from_basin, in_basin
+
+    with np.load(source) as file:
+        angles, seed = file["angles"].swapaxes(0, 1).astype(float), int(file["seed"])
+    interval = STRIDE * TIME_STEP
+    hops = hop_rates(cores(angles), interval, n_cores=2)
+    result = {"made_by": f"validation/ala2_reference.py, seed {seed}; OpenMM 8.6.1, Reference platform",
+              "molecule": "alanine dipeptide, ff14SB + OBC2, no constraints, 300 K",
+              "integrator": "Leimkuhler-Matthews", "diffusion_nm2_per_ps": DIFFUSION, "dt_ps": TIME_STEP,
+              "ps_between_frames": interval, "runs": angles.shape[1],
+              "total_ps": [round(angles.shape[0] * angles.shape[1] * interval, 1)],
+              "hops": {"alphaR_to_beta": int(hops.counts[0, 1]), "beta_to_alphaR": int(hops.counts[1, 0]),
+                       "ps_in_alphaR": round(hops.time[0], 1), "ps_in_beta": round(hops.time[1], 1)}}
+    for basin in BASINS:
+        inside = in_basin(angles, basin)
+        table: dict = {"lag_ps": LAGS.tolist(), "start_frames": int(inside.sum())}
+        for k, name in enumerate(("phi", "psi")):
+            value, error = from_basin(angles, inside, k, LAGS, interval)
+            table |= {name: (1 - value).round(5).tolist(), f"{name}_err": error.round(5).tolist()}
+        result[f"short_time_from_{basin}"] = table
+    rows = ",\n ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in result.items())
+    out.write_text(f"{{\n {rows}\n}}\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    stages = parser.add_subparsers(dest="stage", required=True)
+    first = stages.add_parser("run", help="make (phi, psi) with OpenMM")
+    first.add_argument("out", type=Path)
+    first.add_argument("--minutes", type=float, default=60.0)
+    first.add_argument("--seed", type=int, default=304)
+    second = stages.add_parser("summary", help="what validation/alanine.py compares with")
+    second.add_argument("source", type=Path)
+    second.add_argument("out", type=Path)
+    given = parser.parse_args()
+    run(given.out, given.minutes, given.seed) if given.stage == "run" else summary(given.source, given.out)
+
+
+if __name__ == "__main__":
+    main()
