@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+# Written out here: an environment with OpenMM need not have torch, which validation/alanine.py imports.
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 KT = 0.00831446261815324 * 300  # kJ/mol
 DIFFUSION = 0.00207861565453831  # nm^2/ps

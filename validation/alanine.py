@@ -27,7 +27,7 @@ DIFFUSION = 0.00207861565453831  # nm^2/ps, of the reference's Brownian runs
 BROWNIAN = sorted(Path(__file__).with_name("ala2_brownian").glob("*.json"))  # 104.9 ns beside 4.75 of ../shared/data
 ALL_ATOMS, ALL = ROOT / "examples" / "alanine_dipeptide" / "all_atoms.safetensors", "alanine dipeptide, all atoms"
 N_DYNAMICS = 384  # replicas from each basin
-N_BIASED = 256  # replicas under the bias
+N_BIASED, BIASED_STEPS = 256, 20_000  # replicas and steps under the bias
 BASINS = {"alphaR": 1, "beta_PPII": 2}  # names of the reference's summary, numbers of ramachandran_basin
 
 
@@ -86,14 +86,14 @@ def faces(part: Part, system: str, model, snapshots: Snapshots, reference: Refer
                         f"{level:g} nm.")
 
 
-def basins(part: Part, system: str, model, snapshots: Snapshots, n_steps: int = 20_000) -> None:
+def basins(part: Part, system: str, model, snapshots: Snapshots) -> None:
     """Free-energy error of every basin, from a run whose barriers a fixed bias lowers, reweighted exactly.
 
     A run that hardly crosses into phi > 0 has the share that it was started with, whatever the model.  With c crossings
     a replica and that basin a third of the biased frames, the start is forgotten in about 0.44/c of the run, so from
     four on at most a tenth of an error is hidden by it; with fewer that basin is not reached.
     """
-    found = run_under_bias(model, snapshots, DATA, n_replicas=N_BIASED, n_steps=n_steps, progress=False)
+    found = run_under_bias(model, snapshots, DATA, n_replicas=N_BIASED, n_steps=BIASED_STEPS, progress=False)
     for name, share, value, error, (true, uncertainty) in zip(
             POPULATIONS, found.populations, found.free_energy_error, found.standard_error, POPULATIONS.values()):
         both = float(np.hypot(error, uncertainty / true))
@@ -103,7 +103,7 @@ def basins(part: Part, system: str, model, snapshots: Snapshots, n_steps: int = 
             remark += f"; {found.crossings} crossings of {N_BIASED} replicas: this is what they were started with"
         part.rows.append(Row(system, f"free-energy error of {name}, kT", number(value, both), "0 within 0.15",
                              bool(mixed and abs(value) <= 0.15), remark))
-    part.remarks.append(f"Basins: {N_BIASED} replicas × {n_steps} steps under the fixed bias of the reference data, "
+    part.remarks.append(f"Basins: {N_BIASED} replicas × {BIASED_STEPS} steps under the fixed bias of the reference data, "
                         f"{found.crossings} crossings of the boundary of φ > 0, {found.lost} replicas lost; reweighted "
                         "exactly.")
 

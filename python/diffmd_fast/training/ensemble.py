@@ -32,7 +32,7 @@ REPLICAS = 256
 STEPS = 50  # of dynamics between turns
 ROUNDS = 10  # of turns and dynamics between changes of the series
 MOST_CHANGES = 30
-FRAMES_A_CHANGE = REPLICAS * STEPS * ROUNDS  # evaluated
+FRAMES_A_CHANGE = REPLICAS * STEPS * ROUNDS  # evaluated, besides the turned ones
 APART = 10  # rounds between frames that are independent: basins of alanine dipeptide decay by 1/e in 5
 SPREAD = 0.1  # kT0, how far a coefficient is expected to move after turns have set it
 STEP_NUMBER = 0.7  # dt^2 L kT0/m: BAOAB is exact in harmonic wells and stable below 4
@@ -77,6 +77,11 @@ def own_frames(model: SchNet, start: Tensor, seed: int) -> Iterator[Tensor]:
     Each time every bond that turns does so by any angle, by a Metropolis move, and BAOAB goes ``STEPS`` steps, with
     equal masses, in units where kT0 and they are 1.  Barriers are no obstacle to that, and no bias has to be taken out.
     What is outside the support of the training set is rejected.
+
+    Args:
+        model: its series may be changed between frames; what follows is of the new ones.
+        start: snapshots [replicas, atoms, 3] nm, to which the noise is added here.
+        seed: of noise, velocities and turns.
 
     Raises:
         NonFiniteError: every replica is outside after a round.
