@@ -83,12 +83,25 @@ def surfaces_figure(name: str, surfaces: dict[str, np.ndarray]) -> str:
 
 
 def short_time_figure(curves: dict[str, tuple]) -> str:
-    """1 - <cos(q(t) - q(0))>, one panel a basin: of the run and of the reference."""
-    figure, axes = new_figure(9.0, 3.4, 1, len(curves))
-    for axis, (basin, (lags, ours, theirs)) in zip(np.ravel(axes), curves.items()):
-        for angle, color in (("phi", "#1f4e79"), ("psi", "#c0392b")):
-            axis.plot(lags, theirs[angle], "o", ms=3, color=color, mfc="none", label=f"{angle}, Brownian reference")
-            axis.plot(lags, ours[angle], color=color, label=f"{angle}, run")
-        axis.set(xlabel="lag (ps)", ylabel="1 − ⟨cos Δ⟩", title=f"from {basin}", xlim=(0, 10))
-        axis.legend(frameon=False, fontsize=7)
+    """1 - <cos(q(t) - q(0))> of the run and of the reference, one column a basin, and below it their difference.
+
+    curves: {basin: (lags, run, reference)}, both {angle: (values, standard errors)}.
+    """
+    figure, axes = new_figure(9.0, 5.4, 2, len(curves))
+    for (above, below), (basin, (lags, ours, theirs)) in zip(axes.T, curves.items()):
+        some = lags >= 0.5
+        for angle, symbol, color in (("phi", "φ", "#1f4e79"), ("psi", "ψ", "#c0392b")):
+            (run, error), (true, uncertainty) = ours[angle], theirs[angle]
+            above.errorbar(lags, true, 2 * uncertainty, fmt="o", ms=3, color=color, mfc="none", elinewidth=0.8,
+                           label=f"{symbol}, Brownian reference")
+            above.plot(lags, run, color=color, label=f"{symbol}, run")
+            ratio, both = 100 * (run / true - 1)[some], 100 * (np.hypot(error, uncertainty) / true)[some]
+            below.plot(lags[some], ratio, color=color, label=symbol)
+            below.fill_between(lags[some], ratio - both, ratio + both, color=color, alpha=0.2, lw=0)
+        above.set(ylabel="1 − ⟨cos Δ⟩", title=f"from {basin}", xlim=(0, 10.2), ylim=(0, None))
+        above.legend(frameon=False, fontsize=7)
+        for limit in (-5, 5):
+            below.axhline(limit, color="#7f7f7f", lw=0.8, ls="--")
+        below.axhline(0, color="#7f7f7f", lw=0.8)
+        below.set(xlabel="lag (ps)", ylabel="run against reference (%)", xlim=(0, 10.2), ylim=(-15, 15))
     return save(figure, "short_time")
