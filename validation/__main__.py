@@ -47,7 +47,7 @@ PARTS = {
     "heavy_atoms": "alanine.heavy_atoms",
     "five_beads": "alanine.five_beads",
     "all_atoms": "alanine.all_atoms",
-    "all_atoms_dynamics": "alanine.all_atoms_dynamics",
+    "all_atoms_dynamics": "dynamics.all_atoms_dynamics",
 }
 # Run first, so that no core waits at the end.
 LONGEST = ["all_atoms_dynamics", "hexadecane", "tridecane", "all_atoms", "heavy_atoms"]
@@ -144,7 +144,7 @@ def document() -> str:
     missed = [row for row in rows if not row["reached"]]
     seconds = sum(result["seconds"] for result in results.values())
     lines = [f"{len(rows) - len(missed)} of {len(rows)} reached; the parts took {seconds / 60:.0f} minutes "
-             "together by the clock, without training models that were kept."]
+             "together by the clock, without models and runs that were kept."]
     absent = [name for name in PARTS if name not in results]
     if absent:
         lines.append(f"Not run: {', '.join(absent)}.")

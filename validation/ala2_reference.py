@@ -1,7 +1,7 @@
 """Brownian dynamics of alanine dipeptide with its true forces, for the all-atom model's dynamics to be compared with.
 
     OPENMM_PYTHON -m validation.ala2_reference run angles.npz --minutes 60      # openmm==8.6.1 and openmmtools
-    .venv/bin/python -m validation.ala2_reference summary angles.npz validation/ala2_brownian/304.json
+    .venv/bin/python -m validation.ala2_reference summary angles.npz more.npz validation/ala2_brownian/305.json
 
 Force field and D are those of ../shared/data/make/ala2_brownian.py; the integrator is Leimkuhler-Matthews with the time
 step of the model's runs, which gives five times as many picoseconds a second as Euler-Maruyama at 0.2 fs there.  Runs
@@ -18,12 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-# Written out here: an environment with OpenMM need not have torch, which validation/alanine.py imports.
+# Written out here: an environment with OpenMM need not have torch, which validation/dynamics.py imports.
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 KT = 0.00831446261815324 * 300  # kJ/mol
 DIFFUSION = 0.00207861565453831  # nm^2/ps
 TIME_STEP, STRIDE, N_FRAMES, SETTLE = 0.000925, 108, 2000, 2000  # ps, steps between frames, frames, steps before them
-LAGS = np.r_[np.arange(0, 21), np.arange(25, 101, 5)] / 10  # ps, of the other summaries
 
 
 def run(out: Path, minutes: float, seed: int) -> None:
@@ -59,32 +58,31 @@ def run(out: Path, minutes: float, seed: int) -> None:
         print(f"{len(angles)} runs, {picoseconds / 1000:.1f} ns, {time.monotonic() - started:.0f} s", flush=True)
 
 
-def summary(source: Path, out: Path) -> None:
+def summary(sources: list[Path], out: Path) -> None:
     """Curves and hops by the functions that the model's runs are measured with; errors over runs."""
     from diffmd_fast.analysis.kinetics import hop_rates
 
-    from .alanine import BASINS, cores, from_basin, in_basin
+    from .dynamics import ANGLES, BASINS, LAGS, cores, reference_histogram, short_time_curve
 
-    with np.load(source) as file:
-        angles, seed = file["angles"].swapaxes(0, 1).astype(float), int(file["seed"])
-    interval = STRIDE * TIME_STEP
-    hops = hop_rates(cores(angles), interval, n_cores=2)
-    result = {"made_by": f"validation/ala2_reference.py, seed {seed}; OpenMM 8.6.1, Reference platform",
-              "molecule": "alanine dipeptide, ff14SB + OBC2, no constraints, 300 K",
-              "integrator": "Leimkuhler-Matthews", "diffusion_nm2_per_ps": DIFFUSION, "dt_ps": TIME_STEP,
-              "ps_between_frames": interval, "runs": angles.shape[1],
-              "total_ps": [round(angles.shape[0] * angles.shape[1] * interval, 1)],
-              "hops": {"alphaR_to_beta": int(hops.counts[0, 1]), "beta_to_alphaR": int(hops.counts[1, 0]),
-                       "ps_in_alphaR": round(hops.time[0], 1), "ps_in_beta": round(hops.time[1], 1)}}
-    for basin in BASINS:
-        inside = in_basin(angles, basin)
-        table: dict = {"lag_ps": LAGS.tolist(), "start_frames": int(inside.sum())}
-        for k, name in enumerate(("phi", "psi")):
-            value, error = from_basin(angles, inside, k, LAGS, interval)
-            table |= {name: (1 - value).round(5).tolist(), f"{name}_err": error.round(5).tolist()}
-        result[f"short_time_from_{basin}"] = table
-    rows = ",\n ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in result.items())
-    out.write_text(f"{{\n {rows}\n}}\n")
+    runs, seeds = [], []
+    for source in sources:
+        with np.load(source) as file:
+            runs.append(file["angles"].swapaxes(0, 1).astype(float))
+            seeds.append(int(file["seed"]))
+    angles, interval = np.concatenate(runs, 1), STRIDE * TIME_STEP
+    hops, histogram = hop_rates(cores(angles), interval, n_cores=2), reference_histogram()
+    rows = {"made_by": f"validation/ala2_reference.py, seeds {seeds}; OpenMM 8.6.1, Reference platform",
+            "molecule": "alanine dipeptide, ff14SB + OBC2, no constraints, 300 K",
+            "integrator": f"Leimkuhler-Matthews, {TIME_STEP} ps, D = {DIFFUSION} nm^2/ps",
+            "runs": angles.shape[1], "picoseconds": round(angles.shape[0] * angles.shape[1] * interval, 1),
+            "hops": {"alphaR_to_beta": int(hops.counts[0, 1]), "beta_to_alphaR": int(hops.counts[1, 0]),
+                     "ps_in_alphaR": round(hops.time[0], 1), "ps_in_beta": round(hops.time[1], 1)},
+            "lag_ps": LAGS.tolist()}
+    rows["curves"] = {basin: {name: [part.round(6).tolist() for part in  # values, standard errors
+                                     short_time_curve(angles, basin, name, interval, histogram)] for name in ANGLES}
+                      for basin in BASINS}
+    text = ",\n ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in rows.items())
+    out.write_text(f"{{\n {text}\n}}\n")
 
 
 def main() -> None:
@@ -94,11 +92,11 @@ def main() -> None:
     first.add_argument("out", type=Path)
     first.add_argument("--minutes", type=float, default=60.0)
     first.add_argument("--seed", type=int, default=304)
-    second = stages.add_parser("summary", help="what validation/alanine.py compares with")
-    second.add_argument("source", type=Path)
+    second = stages.add_parser("summary", help="what validation/dynamics.py compares with")
+    second.add_argument("sources", type=Path, nargs="+")
     second.add_argument("out", type=Path)
     given = parser.parse_args()
-    run(given.out, given.minutes, given.seed) if given.stage == "run" else summary(given.source, given.out)
+    run(given.out, given.minutes, given.seed) if given.stage == "run" else summary(given.sources, given.out)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def short_time_figure(curves: dict[str, tuple]) -> str:
             above.errorbar(lags, true, 2 * uncertainty, fmt="o", ms=3, color=color, mfc="none", elinewidth=0.8,
                            label=f"{symbol}, Brownian reference")
             above.plot(lags, run, color=color, label=f"{symbol}, run")
-            ratio, both = 100 * (run / true - 1)[some], 100 * (np.hypot(error, uncertainty) / true)[some]
+            ratio, both = 100 * (run[some] / true[some] - 1), 100 * np.hypot(error, uncertainty)[some] / true[some]
             below.plot(lags[some], ratio, color=color, label=symbol)
             below.fill_between(lags[some], ratio - both, ratio + both, color=color, alpha=0.2, lw=0)
         above.set(ylabel="1 − ⟨cos Δ⟩", title=f"from {basin}", xlim=(0, 10.2), ylim=(0, None))

@@ -24,6 +24,7 @@ from .measure import Row
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
+ALANINE_DIPEPTIDE = ROOT / "examples" / "alanine_dipeptide"  # the models that the package ships
 MODELS = ROOT / "validation-output" / "models"
 BINS = 64
 
