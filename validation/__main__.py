@@ -50,7 +50,7 @@ PARTS = {
     "all_atoms_dynamics": "dynamics.all_atoms_dynamics",
 }
 # Run first, so that no core waits at the end.
-LONGEST = ["all_atoms_dynamics", "hexadecane", "tridecane", "all_atoms", "heavy_atoms"]
+LONGEST = ["all_atoms_dynamics", "hexadecane", "tridecane", "all_atoms", "butane", "five_beads", "heavy_atoms"]
 
 
 def main() -> None:
