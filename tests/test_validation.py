@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from validation.dynamics import LAGS, short_time_curve
 
 
@@ -32,3 +33,9 @@ def test_curves_of_a_run_that_was_mostly_on_one_side_are_those_of_equilibrium():
     share = there[:-100].mean()
     without = np.average(1 - np.cos(angles[100:, :, 0] - angles[:-100, :, 0]))
     assert share < 0.6 and abs(without - expected[-1]) > 5 * errors[-1]  # so the weights are what makes it right
+
+
+def test_a_basin_that_was_never_visited_is_named():
+    angles = np.full((200, 3, 2), np.radians(145.0)) * [-1, 1]
+    with pytest.raises(ValueError, match="expected frames in alphaR, got none in 200 frames of 3 replicas"):
+        short_time_curve(angles, "alphaR", "phi", 0.1, np.full((36, 36), 1 / 36**2))

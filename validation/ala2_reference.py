@@ -53,9 +53,16 @@ def run(out: Path, minutes: float, seed: int) -> None:
             x = context.getState(getPositions=True).getPositions(asNumpy=True)._value
             found.append([ala2_common.dihedral(x[None], atoms)[0] for atoms in (phi, psi)])
         angles.append(found)
-        np.savez_compressed(out, angles=np.array(angles, np.float32), seed=seed)
+        keep(out, angles=np.array(angles, np.float32), seed=seed)
         picoseconds = len(angles) * N_FRAMES * STRIDE * TIME_STEP
         print(f"{len(angles)} runs, {picoseconds / 1000:.1f} ns, {time.monotonic() - started:.0f} s", flush=True)
+
+
+def keep(path: Path, **arrays) -> None:
+    """An NPZ file that is whole or not there: one that is replaced is lost only when the new one is written."""
+    whole = path.with_suffix(".part.npz")
+    np.savez_compressed(whole, **arrays)
+    whole.replace(path)
 
 
 def summary(sources: list[Path], out: Path) -> None:

@@ -23,6 +23,7 @@ from diffmd_fast.analysis.kinetics import hop_rates
 from diffmd_fast.sampling import Sampler, Spring
 from diffmd_fast.sampling.stability import estimate_curvature
 
+from .ala2_reference import keep
 from .alanine import ALL, ALL_ATOMS, DIFFUSION
 from .figures import short_time_figure
 from .learned import ROOT, need_data, read
@@ -82,7 +83,7 @@ def run_from(basin: str, model, x: torch.Tensor, spring: Spring) -> tuple[np.nda
     sampler = Sampler(model, spring, seed=11, integrator="leimkuhler-matthews")
     frames = sampler.run(start - start.mean(1, keepdim=True), round(PICOSECONDS / spring.time_step), every).positions
     angles = dihedral_angles(frames.reshape(-1, *frames.shape[2:]), QUADRUPLES).reshape(*frames.shape[:2], 2)
-    np.savez_compressed(path, angles=angles, made_by=made_by)
+    keep(path, angles=angles, made_by=made_by)
     return angles, interval
 
 
@@ -112,6 +113,8 @@ def short_time_curve(angles: np.ndarray, basin: str, name: str, interval: float,
     place = np.mod(np.floor((angles + np.pi) * (bins / (2 * np.pi))).astype(int), bins)
     cell = place[..., 0] * bins + place[..., 1] + bins**2 * np.arange(replicas)
     inside, shape = in_basin(angles, basin), (replicas, bins**2)
+    if not inside[: -round(LAGS[-1] / interval)].any():
+        raise ValueError(f"angles: expected frames in {basin}, got none in {len(angles)} frames of {replicas} replicas")
     values, errors = np.zeros((2, len(LAGS)))
     for i, lag in enumerate(np.rint(LAGS / interval).astype(int)):
         if lag == 0:
