@@ -103,6 +103,8 @@ def main() -> None:
     second.add_argument("sources", type=Path, nargs="+")
     second.add_argument("out", type=Path)
     given = parser.parse_args()
+    if given.stage == "run" and given.out.exists():
+        first.error(f"out: expected a new file, got {given.out}, which is there")
     run(given.out, given.minutes, given.seed) if given.stage == "run" else summary(given.sources, given.out)
 
 

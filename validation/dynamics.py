@@ -2,8 +2,8 @@
 
 Both sides are summed up by the same functions.  Frames that curves start from count so that (phi, psi) is distributed
 over a basin as in the reference histogram: a run of some tens of nanoseconds crosses between the parts of a basin only
-so often, and the chance in how long it stayed in each would be a third of the variance and more.  Populations
-themselves are another part (alanine.all_atoms).
+so often, and the chance in how long it stayed in each is a good part of the error.  Populations themselves are another
+part (alanine.all_atoms).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .learned import ROOT, need_data, read
 from .measure import Part, Row, number
 
 BROWNIAN = sorted(Path(__file__).with_name("ala2_brownian").glob("*.json"))  # made by ala2_reference.py
-N_REPLICAS, PICOSECONDS = 224, 100  # from each basin
+N_REPLICAS, PICOSECONDS = 224, 100  # from each basin: what the hour of all parts leaves
 RUNS = ROOT / "validation-output"
 BASINS = {"alphaR": 1, "beta_PPII": 2}  # numbers of ramachandran_basin
 ANGLES = {"phi": "φ", "psi": "ψ"}

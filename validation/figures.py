@@ -103,5 +103,5 @@ def short_time_figure(curves: dict[str, tuple]) -> str:
         for limit in (-5, 5):
             below.axhline(limit, color="#7f7f7f", lw=0.8, ls="--")
         below.axhline(0, color="#7f7f7f", lw=0.8)
-        below.set(xlabel="lag (ps)", ylabel="run against reference (%)", xlim=(0, 10.2), ylim=(-15, 15))
+        below.set(xlabel="lag (ps)", ylabel="run against reference (%)", xlim=(0, 10.2))
     return save(figure, "short_time")
