@@ -137,9 +137,9 @@ def at_temperature(kelvin: float) -> TraPPEAlkane:
 # ---- learned from snapshots ------------------------------------------------------------------------
 
 # beads: name, seconds of training, blocks, smallest noise level in nm, replicas and ps of the run, and of the exact one
-RECIPES = {4: ("butane", 150, 3, 0.002, (1024, 120), (2048, 60)),
-           13: ("tridecane", 480, 2, 0.001, (256, 150), (1024, 45)),
-           16: ("hexadecane", 600, 2, 0.001, (256, 150), (1024, 45))}
+RECIPES = {4: ("butane", 150, 3, 0.002, (1024, 80), (2048, 40)),
+           13: ("tridecane", 480, 2, 0.001, (256, 100), (1024, 30)),
+           16: ("hexadecane", 600, 2, 0.001, (256, 100), (1024, 30))}
 
 
 def learned(n_beads: int) -> Part:

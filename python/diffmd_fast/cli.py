@@ -82,6 +82,9 @@ ATOMS = click.option("--atoms", default="all", show_default=True, metavar="WHICH
 @click.option("--contrast", type=float, default=1.0, show_default=True,
               help="Weight of comparing energies across barriers, which fixes populations of basins and, at the end, "
                    "calibrates torsions; 0: neither.")
+@click.option("--pairs", type=float, default=0.0, show_default=True,
+              help="Weight of the score's relative error at the smallest noise level, where runs take place; half of "
+                   "each batch is pairs with opposite noise for it.  4 where that level is 0.0005 nm; 0: neither.")
 @click.option("--features", type=int, default=64, show_default=True, help="Width of the network.")
 @click.option("--blocks", type=int, default=3, show_default=True, help="Interaction blocks of the network.")
 @click.option("--cutoff", type=float, default=1.0, show_default=True, metavar="NM", help="Reach of an interaction.")
@@ -90,7 +93,7 @@ ATOMS = click.option("--atoms", default="all", show_default=True, metavar="WHICH
 @click.option("--overwrite", is_flag=True, help="Replace an existing model, or start a stopped training anew.")
 @QUIET
 def train(snapshots, topology, atoms, temperature, out, steps, minutes, batch_size, learning_rate, noise_levels,
-          contrast, features, blocks, cutoff, seed, resume, overwrite, quiet):
+          contrast, pairs, features, blocks, cutoff, seed, resume, overwrite, quiet):
     """Train an energy on SNAPSHOTS (.npz, .xtc, .dcd, .h5, .pdb).
 
     \b
@@ -105,9 +108,8 @@ def train(snapshots, topology, atoms, temperature, out, steps, minutes, batch_si
 
     check_number(minutes, "minutes", minimum=0, unit="min")
     settings = Settings(n_steps=steps, max_seconds=60 * minutes, batch_size=batch_size, learning_rate=learning_rate,
-                        noise_levels=noise_levels, contrast=contrast, n_features=features, n_blocks=blocks,
-                        cutoff=cutoff, seed=seed,
-                        validate_every=max(1, min(500, steps)))
+                        noise_levels=noise_levels, contrast=contrast, pairs=pairs, n_features=features,
+                        n_blocks=blocks, cutoff=cutoff, seed=seed, validate_every=max(1, min(500, steps)))
     state = training_state_path(out)
     processes = torchrun_processes()
     processes.first(lambda: _require_new(overwrite or resume,

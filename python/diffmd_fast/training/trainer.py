@@ -25,9 +25,11 @@ from ..models.schnet import MAX_HARMONICS
 from ..processes import Processes
 from .calibration import MOST_PAIRS, calibrate_series
 from .contrast import Moves, contrastive_loss
-from .denoising import draw_noise, draw_noise_levels, energy_and_loss, noised
+from .denoising import Batch, draw_batch, draw_noise, energy_and_loss, noised, pair_loss, pair_weight
 from .ensemble import FRAMES_A_CHANGE, MOST_CHANGES, match_ensemble
 from .preparation import centred, check_bonds, measure_support, prepare_model
+
+WEIGHED = 1024  # frames that tell how much of the smallest noise can be known
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class Settings:
         contrast: weight of the contrastive loss (training/contrast.py), which ties the energies of basins to each
             other across barriers where there are no frames, and calibrates the series of torsions at the end
             (training/calibration.py, training/ensemble.py); 0 leaves both out.  It needs torsions.
+        pairs: weight of the error of the score, relative to it, at the smallest noise level, where runs take place;
+            half of each batch is pairs of frames with opposite noise for it (`pair_loss` in training/denoising.py).  4
+            is right where that level is 0.0005 nm; at 0.001 nm and above it takes more from the other levels than it
+            gives.  0 leaves it out.
         n_features, n_blocks, cutoff: of the SchNet; cutoff in nm.
         held_out: share of the frames kept for validation, where the snapshots bring none of their own.
         validate_every: steps between validations; the best one is the model file.
@@ -62,6 +68,7 @@ class Settings:
     torsion_fade: float = 0.06
     n_harmonics: int = 6
     contrast: float = 1.0
+    pairs: float = 0.0
     n_features: int = 64
     n_blocks: int = 3
     cutoff: float = 1.0
@@ -80,6 +87,8 @@ class Settings:
         check_number(self.learning_rate, "learning_rate", above=0)
         check_number(self.max_seconds, "max_seconds", minimum=0, unit="s")
         check_number(self.contrast, "contrast", minimum=0)
+        check_number(self.pairs, "pairs", minimum=0)
+        require(not self.pairs or self.batch_size >= 4, "batch_size", "at least 4 with pairs", self.batch_size)
         check_number(self.torsion_fade, "torsion_fade", above=0, unit="nm")
         check_number(self.cutoff, "cutoff", above=0, unit="nm")
         require(0 <= self.ema_decay < 1, "ema_decay", "a number in [0, 1)", self.ema_decay)
@@ -94,6 +103,7 @@ class State:
     average: SchNet
     optimizer: torch.optim.Adam
     moves: Moves | None
+    pair_weight: float
     step: int = 0
     seconds: float = 0.0
     best: float = math.inf
@@ -232,19 +242,23 @@ def _start(frames: Tensor, molecule: Molecule, temperature: float, settings: Set
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
     # Without torsions the energy is the same for the mirror image, and no bond turns: nothing to compare.
     moves = Moves(molecule) if settings.contrast and model.torsions else None
-    return State(model, deepcopy(model), optimizer, moves, history=[])
+    weight = 0.0
+    if settings.pairs:
+        some = frames[torch.randperm(len(frames))[:WEIGHED]].to(device)
+        weight = settings.pairs * pair_weight(model, some, settings.noise_levels[0])
+    return State(model, deepcopy(model), optimizer, moves, weight, history=[])
 
 
 def _step(state: State, frames: Tensor, settings: Settings, processes: Processes) -> float:
     """One optimizer step.  Batch and noise are functions of (seed, step), so a resumed run draws the same, and each
     process the same as all others; it computes its share."""
     generator = torch.Generator().manual_seed((settings.seed << 32) + state.step)
-    index = torch.randint(len(frames), (settings.batch_size,), generator=generator)
-    levels = draw_noise_levels(settings.batch_size, settings.noise_levels, generator)
-    batch = frames[index]
-    noise = draw_noise(batch.shape, generator)
-    moved = None if state.moves is None else state.moves(noised(batch, noise, levels), generator)
-    loss = _loss(state.model, batch, noise, levels, moved, settings, processes)
+    batch = draw_batch(frames, settings.batch_size, settings.batch_size // 4 if settings.pairs else 0,
+                       settings.noise_levels, generator)
+    single = slice(batch.n_single)
+    moved = None if state.moves is None else state.moves(
+        noised(batch.positions[single], batch.noise[single], batch.noise_level[single]), generator)
+    loss = _loss(state, batch, moved, settings, processes)
     parameters = list(state.model.parameters())
     state.optimizer.zero_grad(set_to_none=True)
     # Only what the optimizer needs: without `inputs` the second derivative by the positions would be computed too.
@@ -264,15 +278,21 @@ def _step(state: State, frames: Tensor, settings: Settings, processes: Processes
     return value
 
 
-def _loss(model: SchNet, batch: Tensor, noise: Tensor, levels: Tensor, moved: Tensor | None, settings: Settings,
-          processes: Processes) -> Tensor:
-    """What this process's share of the batch [batch_size, atoms, 3] adds to the loss."""
-    share, device = processes.share(len(batch)), processes.device
-    levels = levels[share].to(device)
-    energy, losses = energy_and_loss(model, batch[share].to(device), noise[share].to(device), levels)
-    if moved is not None:
-        losses = losses + settings.contrast * contrastive_loss(energy, model(moved[share].to(device), levels))
-    return losses.sum() / len(batch)
+def _loss(state: State, batch: Batch, moved: Tensor | None, settings: Settings, processes: Processes) -> Tensor:
+    """What this process's share of the batch adds to the loss: the mean over single frames, with the contrast, and the
+    mean over pairs.  ``moved`` [single frames, atoms, 3] are the single frames moved."""
+    share, device = processes.share(len(batch.positions)), processes.device
+    noise, levels = batch.noise[share].to(device), batch.noise_level[share].to(device)
+    energy, losses = energy_and_loss(state.model, batch.positions[share].to(device), noise, levels)
+    n = max(0, batch.n_single - share.start)  # single frames of this share come first
+    total = losses[:n].sum() / batch.n_single
+    if moved is not None and n:
+        moved = moved[share].to(device)
+        contrast = contrastive_loss(energy[:n], state.model(moved, levels[:n]))
+        total = total + settings.contrast * contrast.sum() / batch.n_single
+    if batch.n_pairs:
+        total = total + pair_loss(losses[n:], noise[n:], state.pair_weight).sum() / (2 * batch.n_pairs)
+    return total
 
 
 def _progress(state: State, settings: Settings) -> float:
@@ -319,10 +339,14 @@ def _validate(state: State, train_frames: Tensor, valid_frames: Tensor, settings
                 with torch.no_grad():
                     contrast.append(contrastive_loss(energy, state.average(moved, levels)))
         per_level[f"{level:.4g}"] = torch.cat(values).mean().item()
+    pairs = [_pairs_of(state, x.to(device), draw_noise(x.shape, generator).to(device), settings)
+             for x in some.split(256)] if settings.pairs else []
     record = {"step": state.step, "seconds": round(state.seconds, 1), "loss": loss,
               "held_out_loss": sum(per_level.values()) / len(per_level), "held_out_loss_per_noise_level": per_level}
     if contrast:
         record["held_out_contrast"] = torch.cat(contrast).mean().item()
+    if pairs:
+        record["held_out_pairs"] = torch.cat(pairs).mean().item()
     if not math.isfinite(_total(record, settings)):
         raise NonFiniteError(f"loss: held-out loss {record['held_out_loss']} at training step {state.step}; lower "
                              f"learning_rate ({settings.learning_rate:g})")
@@ -330,9 +354,18 @@ def _validate(state: State, train_frames: Tensor, valid_frames: Tensor, settings
     return record
 
 
+def _pairs_of(state: State, frames: Tensor, noise: Tensor, settings: Settings) -> Tensor:
+    """The loss of pairs of the moving average [2 frames]."""
+    frames, noise = frames.repeat(2, 1, 1), torch.cat([noise, -noise])
+    levels = frames.new_full((len(frames),), settings.noise_levels[0])
+    losses = energy_and_loss(state.average, frames, noise, levels, create_graph=False)[1]
+    return pair_loss(losses.detach(), noise, state.pair_weight)
+
+
 def _total(record: dict, settings: Settings) -> float:
     """What the best model has least of."""
-    return record["held_out_loss"] + settings.contrast * record.get("held_out_contrast", 0.0)
+    return (record["held_out_loss"] + settings.contrast * record.get("held_out_contrast", 0.0)
+            + record.get("held_out_pairs", 0.0))
 
 
 def _save(out: Path, model: SchNet, frames: Tensor, record: dict[str, Any]) -> None:
