@@ -84,16 +84,17 @@ ATOMS = click.option("--atoms", default="all", show_default=True, metavar="WHICH
                    "calibrates torsions; 0: neither.")
 @click.option("--pairs", type=float, default=0.0, show_default=True,
               help="Weight of the score's relative error at the smallest noise level, where runs take place; half of "
-                   "each batch is pairs with opposite noise for it.  4 where that level is 0.0005 nm; 0: neither.")
+                   "each batch is pairs with opposite noise for it.  4 refines a model (--start); 0: neither.")
 @click.option("--features", type=int, default=64, show_default=True, help="Width of the network.")
 @click.option("--blocks", type=int, default=3, show_default=True, help="Interaction blocks of the network.")
 @click.option("--cutoff", type=float, default=1.0, show_default=True, metavar="NM", help="Reach of an interaction.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of parameters, batches and noise.")
+@click.option("--start", metavar="MODEL", help="Model file to begin with; its molecule, sizes and noise levels.")
 @click.option("--resume", is_flag=True, help="Go on from where a stopped training of the same settings was.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing model, or start a stopped training anew.")
 @QUIET
 def train(snapshots, topology, atoms, temperature, out, steps, minutes, batch_size, learning_rate, noise_levels,
-          contrast, pairs, features, blocks, cutoff, seed, resume, overwrite, quiet):
+          contrast, pairs, features, blocks, cutoff, seed, start, resume, overwrite, quiet):
     """Train an energy on SNAPSHOTS (.npz, .xtc, .dcd, .h5, .pdb).
 
     \b
@@ -119,7 +120,7 @@ def train(snapshots, topology, atoms, temperature, out, steps, minutes, batch_si
     if len(data.molecule.bonds) == 0 and data.positions.shape[1] > 1:
         _say("the snapshots name no bonds: no torsion features, so mirror images will be equally likely")
     try:
-        model = train(data, out, temperature, settings, resume=resume, progress=not quiet,
+        model = train(data, out, temperature, settings, start=start, resume=resume, progress=not quiet,
                       processes=processes)
     except KeyboardInterrupt:
         if state.is_file():

@@ -193,6 +193,24 @@ def test_training_learns_and_writes_everything(butane, tmp_path):
     assert torch.equal(read.energy(x), model.energy(x))
 
 
+def test_training_starts_from_a_model(butane, tmp_path):
+    """Without a step's worth of learning rate it is the model again, with its series; what does not fit is refused."""
+    first, out = tmp_path / "first.safetensors", tmp_path / "m.safetensors"
+    train(butane, first, settings=Settings(**SMALL), progress=False, figure=False)
+    still = Settings(**SMALL, pairs=4.0, learning_rate=1e-12)
+    again = train(butane, out, settings=replace(still, contrast=0.0), start=first, progress=False, figure=False)
+    torch.testing.assert_close(numbers(out), numbers(first), rtol=0, atol=1e-6)
+    assert again.training_record["start"] == diffmd_fast.load_model(first).training_record
+    with pytest.raises(InputError, match="^start: expected another file than out"):
+        train(butane, first, settings=still, start=first, progress=False)
+    with pytest.raises(InputError, match="^n_blocks: expected 1, which the model in"):
+        train(butane, out, settings=replace(still, n_blocks=2), start=first, progress=False)
+    with pytest.raises(InputError, match="^start: expected a model of 310 K, got 300 K"):
+        train(butane, out, 310.0, settings=still, start=first, progress=False)
+    with pytest.raises(InputError, match="^path: expected a model file"):
+        train(butane, out, settings=still, start=tmp_path / "none.safetensors", progress=False)
+
+
 def numbers(path):
     """Parameters and series of a model file."""
     return torch.cat([value.flatten() for value in diffmd_fast.load_model(path).state_dict().values()])

@@ -50,8 +50,8 @@ class Settings:
             (training/calibration.py, training/ensemble.py); 0 leaves both out.  It needs torsions.
         pairs: weight of the error of the score, relative to it, at the smallest noise level, where runs take place;
             half of each batch is pairs of frames with opposite noise for it (`pair_loss` in training/denoising.py).  4
-            is right where that level is 0.0005 nm; at 0.001 nm and above it takes more from the other levels than it
-            gives.  0 leaves it out.
+            for some minutes refines a model of 0.0005 nm (``start=``); longer it learns frames by heart.  0 leaves it
+            out.
         n_features, n_blocks, cutoff: of the SchNet; cutoff in nm.
         held_out: share of the frames kept for validation, where the snapshots bring none of their own.
         validate_every: steps between validations; the best one is the model file.
@@ -104,6 +104,7 @@ class State:
     optimizer: torch.optim.Adam
     moves: Moves | None
     pair_weight: float
+    before: dict[str, Any]
     step: int = 0
     seconds: float = 0.0
     best: float = math.inf
@@ -111,7 +112,7 @@ class State:
 
 
 def train(snapshots: Snapshots, out: str | Path, temperature: float | None = None, settings: Settings | None = None,
-          *, resume: bool = False, progress: bool = True, figure: bool = True,
+          *, start: str | Path | None = None, resume: bool = False, progress: bool = True, figure: bool = True,
           on_validation: Callable[[dict[str, Any]], None] | None = None,
           processes: Processes | None = None) -> SchNet:
     """Train a SchNet on snapshots and write the best model to ``out``.
@@ -124,6 +125,8 @@ def train(snapshots: Snapshots, out: str | Path, temperature: float | None = Non
             ".loss.png".
         temperature: T0 in K of the snapshots; None takes the one stored with them.
         settings: see :class:`Settings`.
+        start: model file whose parameters, series and bonded terms training begins with, of the same molecule,
+            temperature, sizes and noise levels; None fits and draws them.
         resume: go on from the state that a stopped run left; the result is that of an uninterrupted run, bit for
             bit, unless max_seconds cuts it.  Ctrl-C or SIGTERM finishes the step, keeps the state and raises
             KeyboardInterrupt.
@@ -151,8 +154,10 @@ def train(snapshots: Snapshots, out: str | Path, temperature: float | None = Non
     processes.check_shared(out.parent, "out")
     state_path = training_state_path(out)
     train_frames, valid_frames = _split(snapshots, settings)
-    state = _start(train_frames, snapshots.molecule, temperature, settings, processes.device)
-    data = _fingerprint(snapshots, temperature)
+    require(start is None or Path(start).resolve() != out.resolve(), "start", "another file than out", repr(str(start)))
+    model = None if start is None else _model_to_start(Path(start), snapshots.molecule, temperature, settings)
+    state = _start(train_frames, snapshots.molecule, temperature, settings, processes.device, model)
+    data = _fingerprint(snapshots, temperature, start)
     if resume:
         _load_state(state_path, state, settings, data)
         _check_resumed(out, state, settings)
@@ -196,13 +201,27 @@ def _check_out(out: Path) -> None:
     check_folder(out.parent, "out")
 
 
-def _fingerprint(snapshots: Snapshots, temperature: float) -> str:
-    """A hash of what is trained on, so that a resumed training goes on with the same."""
+def _fingerprint(snapshots: Snapshots, temperature: float, start: str | Path | None = None) -> str:
+    """A hash of what is trained on and from, so that a resumed training goes on with the same."""
     digest = hashlib.sha256(f"{temperature!r} {json.dumps(snapshots.molecule.to_dict())}".encode())
     for positions in (snapshots.positions, snapshots.valid_positions):
         if positions is not None:
             digest.update(torch.as_tensor(positions, dtype=torch.float32).contiguous().numpy().tobytes())
+    if start is not None:
+        digest.update(Path(start).read_bytes())
     return digest.hexdigest()
+
+
+def _model_to_start(path: Path, molecule: Molecule, temperature: float, settings: Settings) -> SchNet:
+    model = load_model(path)
+    require(isinstance(model, SchNet), "start", "a SchNet", f"a {type(model).__name__} in {str(path)!r}")
+    require(model.molecule == molecule, "start", "a model of the snapshots' molecule", f"another in {str(path)!r}")
+    require(model.temperature == temperature, "start", f"a model of {temperature:g} K", f"{model.temperature:g} K")
+    for name in ("n_features", "n_blocks", "cutoff", "noise_levels", "torsion_fade", "n_harmonics"):
+        asked, found = getattr(settings, name), getattr(model, name)
+        require(tuple(asked) == tuple(found) if name == "noise_levels" else asked == found, name,
+                f"{found}, which the model in {str(path)!r} has", asked)
+    return model.train().requires_grad_()
 
 
 def _check_resumed(out: Path, state: State, settings: Settings) -> None:
@@ -234,11 +253,14 @@ def _split(snapshots: Snapshots, settings: Settings) -> tuple[Tensor, Tensor]:
 
 
 def _start(frames: Tensor, molecule: Molecule, temperature: float, settings: Settings,
-           device: torch.device) -> State:
+           device: torch.device, model: SchNet | None = None) -> State:
     torch.manual_seed(settings.seed)
-    model = prepare_model(frames, molecule, temperature, n_features=settings.n_features, n_blocks=settings.n_blocks,
-                          cutoff=settings.cutoff, noise_levels=settings.noise_levels,
-                          torsion_fade=settings.torsion_fade, n_harmonics=settings.n_harmonics).to(device)
+    before = {} if model is None else {"start": model.training_record}
+    if model is None:
+        model = prepare_model(frames, molecule, temperature, n_features=settings.n_features, n_blocks=settings.n_blocks,
+                              cutoff=settings.cutoff, noise_levels=settings.noise_levels,
+                              torsion_fade=settings.torsion_fade, n_harmonics=settings.n_harmonics)
+    model = model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
     # Without torsions the energy is the same for the mirror image, and no bond turns: nothing to compare.
     moves = Moves(molecule) if settings.contrast and model.torsions else None
@@ -246,7 +268,7 @@ def _start(frames: Tensor, molecule: Molecule, temperature: float, settings: Set
     if settings.pairs:
         some = frames[torch.randperm(len(frames))[:WEIGHED]].to(device)
         weight = settings.pairs * pair_weight(model, some, settings.noise_levels[0])
-    return State(model, deepcopy(model), optimizer, moves, weight, history=[])
+    return State(model, deepcopy(model), optimizer, moves, weight, before, history=[])
 
 
 def _step(state: State, frames: Tensor, settings: Settings, processes: Processes) -> float:
@@ -317,7 +339,7 @@ def _keep_best(out: Path, state: State, train_frames: Tensor, valid_frames: Tens
     if (total := _total(record, settings)) < state.best:
         state.best = total
         _save(out, state.average, train_frames, {"settings": asdict(settings), "n_frames": len(train_frames),
-                                                 "history": state.history})
+                                                 "history": state.history} | state.before)
     return record
 
 
@@ -417,8 +439,8 @@ def _load_state(path: Path, state: State, settings: Settings, data: str) -> None
         changed = [k for k, v in asdict(before).items() if v != asdict(settings)[k] and k not in
                    ("n_steps", "max_seconds", "validate_every")]
         require(not changed, "resume", "the settings of the stopped training", f"other values of {', '.join(changed)}")
-        require(header.get("data", data) == data, "resume", "the snapshots and the temperature of the stopped training",
-                "others")
+        require(header.get("data", data) == data, "resume",
+                "the snapshots and the temperature, and the start, of the stopped training", "others")
         state.model.load_state_dict(_part(tensors, "model."))
         state.average.load_state_dict(_part(tensors, "average."))
         adam = state.optimizer.state_dict()
