@@ -200,6 +200,7 @@ def test_training_starts_from_a_model(butane, tmp_path):
     still = Settings(**SMALL, pairs=4.0, learning_rate=1e-12)
     again = train(butane, out, settings=replace(still, contrast=0.0), start=first, progress=False, figure=False)
     torch.testing.assert_close(numbers(out), numbers(first), rtol=0, atol=1e-6)
+    assert trainer._steps(again.training_record) == 10 + trainer._steps(diffmd_fast.load_model(first).training_record)
     assert again.training_record["start"] == diffmd_fast.load_model(first).training_record
     with pytest.raises(InputError, match="^start: expected another file than out"):
         train(butane, first, settings=still, start=first, progress=False)

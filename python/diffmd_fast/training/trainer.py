@@ -404,12 +404,20 @@ def _calibrate(out: Path, state: State, frames: Tensor, settings: Settings, devi
     if state.moves is None or not model.n_harmonics or "calibrated" in record:  # killed after this, and resumed
         return
     before = model.torsion_series.clone()
-    n_frames = settings.batch_size * state.step  # a short training is not to wait for this
+    # A short training is not to wait for this; what it began with was trained, too.
+    n_frames = settings.batch_size * (state.step + _steps(record.get("start", {})))
     calibrate_series(model.to(device), frames, min(MOST_PAIRS, n_frames), settings.seed, progress)
     match_ensemble(model, frames, min(MOST_CHANGES, 2 * n_frames // FRAMES_A_CHANGE), settings.seed, progress)
     change = (model.torsion_series.cpu() - before).abs().max().item()
     if change:  # not where no bond turns
         _save(out, model, frames, record | {"calibrated": change})
+
+
+def _steps(record: dict[str, Any]) -> int:
+    """Steps to the best model of a training's record, with those of the trainings it began with."""
+    if not record.get("history"):
+        return 0
+    return record["history"][-1]["step"] + _steps(record.get("start", {}))
 
 
 def _save_state(path: Path, state: State, settings: Settings, data: str) -> None:
