@@ -1,8 +1,7 @@
 """Make what examples/alanine_dipeptide holds: the trained checkpoint and a few thousand snapshots.
 
     python scripts/make_examples.py --data ../shared/data --minutes 45
-    python scripts/make_examples.py --data ../shared/data --minutes 32 --atoms all --out first
-    python scripts/make_examples.py --data ../shared/data --minutes 5 --atoms all --refine first/all_atoms.safetensors
+    python scripts/make_examples.py --data ../shared/data --minutes 32 --atoms all
 
 The snapshots are heavy atoms of Amber ff14SB/OBC2 frames at 300 K (see examples/README.md).  The
 model is trained on all 40,000 training frames; every eighth is shipped to start runs from and to compare with.
@@ -28,7 +27,6 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=45.0)
     parser.add_argument("--atoms", choices=("heavy", "all"), default="heavy")
     parser.add_argument("--stride", type=int, default=8, help="every n-th training frame is shipped")
-    parser.add_argument("--refine", type=Path, metavar="MODEL", help="begin with this model of all atoms, with pairs")
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
     snapshots = read_snapshots(arguments.data / "ala2_implicit_300K_train.npz", atoms=arguments.atoms)
@@ -39,10 +37,7 @@ def main() -> None:
         out = arguments.out / "model.safetensors"
     else:  # bonds to hydrogen are narrower than the usual 0.002 nm
         settings, out = replace(settings, noise_levels=(0.0005, 0.5)), arguments.out / "all_atoms.safetensors"
-    snapshots = replace(snapshots, replica=None, time=None)
-    if arguments.refine:  # the score where runs take place, before it begins to learn the frames by heart
-        settings = replace(settings, pairs=4.0, learning_rate=3e-4, warm_up=50)
-    train(snapshots, out, 300.0, settings, start=arguments.refine, resume=arguments.resume)
+    train(replace(snapshots, replica=None, time=None), out, 300.0, settings, resume=arguments.resume)
 
 
 def write_snapshots(path: Path, snapshots, stride: int) -> None:

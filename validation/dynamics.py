@@ -30,7 +30,7 @@ from .learned import ROOT, need_data, read
 from .measure import Part, Row, number
 
 BROWNIAN = sorted(Path(__file__).with_name("ala2_brownian").glob("*.json"))  # made by ala2_reference.py
-N_REPLICAS, PICOSECONDS = 208, 100  # from each basin: what the hour of all parts leaves
+N_REPLICAS, PICOSECONDS = 224, 100  # from each basin: what the hour of all parts leaves
 RUNS = ROOT / "validation-output"
 BASINS = {"alphaR": 1, "beta_PPII": 2}  # numbers of ramachandran_basin
 ANGLES = {"phi": "φ", "psi": "ψ"}

@@ -89,7 +89,8 @@ ATOMS = click.option("--atoms", default="all", show_default=True, metavar="WHICH
 @click.option("--blocks", type=int, default=3, show_default=True, help="Interaction blocks of the network.")
 @click.option("--cutoff", type=float, default=1.0, show_default=True, metavar="NM", help="Reach of an interaction.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of parameters, batches and noise.")
-@click.option("--start", metavar="MODEL", help="Model file to begin with; its molecule, sizes and noise levels.")
+@click.option("--start", metavar="MODEL",
+              help="Model file to begin with; molecule, sizes and noise levels must be the same.")
 @click.option("--resume", is_flag=True, help="Go on from where a stopped training of the same settings was.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing model, or start a stopped training anew.")
 @QUIET
@@ -100,6 +101,9 @@ def train(snapshots, topology, atoms, temperature, out, steps, minutes, batch_si
     \b
     Example:
       diffmd-fast train frames.xtc --topology protein.pdb --atoms heavy --temperature 300 --out model.safetensors
+    Refine a model at its smallest noise level, where runs take place:
+      diffmd-fast train frames.npz --noise-levels 0.0005 0.5 --start model.safetensors --pairs 4
+        --learning-rate 0.0003 --minutes 5 --out refined.safetensors
     Over 4 GPUs, or processes (docs/several_gpus.md):
       torchrun --nproc-per-node=4 -m diffmd_fast train frames.npz --out model.safetensors
     """

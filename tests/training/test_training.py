@@ -208,7 +208,10 @@ def test_training_starts_from_a_model(butane, tmp_path):
         train(butane, out, settings=replace(still, n_blocks=2), start=first, progress=False)
     with pytest.raises(InputError, match="^start: expected a model of 310 K, got 300 K"):
         train(butane, out, 310.0, settings=still, start=first, progress=False)
-    with pytest.raises(InputError, match="^path: expected a model file"):
+    bare = train(butane, tmp_path / "bare.safetensors", settings=Settings(**SMALL, n_harmonics=0), progress=False)
+    more = train(butane, out, settings=still, start=tmp_path / "bare.safetensors", progress=False)
+    assert more.n_harmonics == bare.n_harmonics == 0 and more.training_record["settings"]["n_harmonics"] == 0
+    with pytest.raises(InputError, match="^start: expected a model file"):
         train(butane, out, settings=still, start=tmp_path / "none.safetensors", progress=False)
 
 

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,11 @@ class Settings:
 
 @dataclass
 class State:
-    """All that changes while training, and all that a resumed run needs."""
+    """All that changes while training, and all that a resumed run needs.
+
+    ``pair_weight`` is Settings.pairs over the share of the noise that is known, ``before`` the training record of the
+    model that training began with.
+    """
 
     model: SchNet
     average: SchNet
@@ -126,7 +130,8 @@ def train(snapshots: Snapshots, out: str | Path, temperature: float | None = Non
         temperature: T0 in K of the snapshots; None takes the one stored with them.
         settings: see :class:`Settings`.
         start: model file whose parameters, series and bonded terms training begins with, of the same molecule,
-            temperature, sizes and noise levels; None fits and draws them.
+            temperature, sizes and noise levels (``torsion_fade`` and ``n_harmonics`` are the model's); None fits and
+            draws them.
         resume: go on from the state that a stopped run left; the result is that of an uninterrupted run, bit for
             bit, unless max_seconds cuts it.  Ctrl-C or SIGTERM finishes the step, keeps the state and raises
             KeyboardInterrupt.
@@ -155,7 +160,10 @@ def train(snapshots: Snapshots, out: str | Path, temperature: float | None = Non
     state_path = training_state_path(out)
     train_frames, valid_frames = _split(snapshots, settings)
     require(start is None or Path(start).resolve() != out.resolve(), "start", "another file than out", repr(str(start)))
-    model = None if start is None else _model_to_start(Path(start), snapshots.molecule, temperature, settings)
+    model = None
+    if start is not None:
+        model = _model_to_start(Path(start), snapshots.molecule, temperature, settings)
+        settings = replace(settings, torsion_fade=model.torsion_fade, n_harmonics=model.n_harmonics)
     state = _start(train_frames, snapshots.molecule, temperature, settings, processes.device, model)
     data = _fingerprint(snapshots, temperature, start)
     if resume:
@@ -213,13 +221,17 @@ def _fingerprint(snapshots: Snapshots, temperature: float, start: str | Path | N
 
 
 def _model_to_start(path: Path, molecule: Molecule, temperature: float, settings: Settings) -> SchNet:
-    model = load_model(path)
+    """The model that training begins with; refused where it is not of these snapshots and settings."""
+    try:
+        model = load_model(path)
+    except InputError as error:  # which calls the file "path"
+        raise InputError(f"start: {str(error).removeprefix('path: ')}") from error
     require(isinstance(model, SchNet), "start", "a SchNet", f"a {type(model).__name__} in {str(path)!r}")
     require(model.molecule == molecule, "start", "a model of the snapshots' molecule", f"another in {str(path)!r}")
     require(model.temperature == temperature, "start", f"a model of {temperature:g} K", f"{model.temperature:g} K")
-    for name in ("n_features", "n_blocks", "cutoff", "noise_levels", "torsion_fade", "n_harmonics"):
+    for name in ("n_features", "n_blocks", "cutoff", "noise_levels"):
         asked, found = getattr(settings, name), getattr(model, name)
-        require(tuple(asked) == tuple(found) if name == "noise_levels" else asked == found, name,
+        require(asked == found if name != "noise_levels" else tuple(asked) == tuple(found), name,
                 f"{found}, which the model in {str(path)!r} has", asked)
     return model.train().requires_grad_()
 
