@@ -96,8 +96,8 @@ def test_pairs_have_opposite_noise_at_the_smallest_level():
 
 def test_pairs_learn_the_same_from_less_chance():
     """At sigma/sqrt(v) = 0.01 the gradient by a wrong variance has the same mean with pairs as without, within 4
-    standard errors (false alarm 6e-5), and a hundredth of the scatter at most (a four-hundredth by the formula: chance
-    2 xi x/sigma of a frame against the scatter of xi^2)."""
+    standard errors (false alarm 6e-5), and a tenth of the scatter at most: chance goes like xi x/sigma in single
+    frames and like xi^2 in pairs."""
     generator = torch.Generator().manual_seed(0)
     v, sigma, n = 0.01, 0.001, 2000
     x = math.sqrt(v) * torch.randn(n, 6, 3, generator=generator, dtype=torch.float64)
