@@ -82,9 +82,9 @@ ATOMS = click.option("--atoms", default="all", show_default=True, metavar="WHICH
 @click.option("--contrast", type=float, default=1.0, show_default=True,
               help="Weight of comparing energies across barriers, which fixes populations of basins and, at the end, "
                    "calibrates torsions; 0: neither.")
-@click.option("--pairs", type=float, default=0.0, show_default=True,
-              help="Weight of the score's relative error at the smallest noise level, where runs take place; half of "
-                   "each batch is pairs with opposite noise for it.  4 refines a model (--start); 0: neither.")
+@click.option("--force-field", type=float, default=0.0, show_default=True,
+              help="Weight of following a classical force field, fitted to the snapshots, at the smallest noise level, "
+                   "where runs take place.  30 suits small molecules; 0: none.")
 @click.option("--features", type=int, default=64, show_default=True, help="Width of the network.")
 @click.option("--blocks", type=int, default=3, show_default=True, help="Interaction blocks of the network.")
 @click.option("--cutoff", type=float, default=1.0, show_default=True, metavar="NM", help="Reach of an interaction.")
@@ -95,15 +95,15 @@ ATOMS = click.option("--atoms", default="all", show_default=True, metavar="WHICH
 @click.option("--overwrite", is_flag=True, help="Replace an existing model, or start a stopped training anew.")
 @QUIET
 def train(snapshots, topology, atoms, temperature, out, steps, minutes, batch_size, learning_rate, noise_levels,
-          contrast, pairs, features, blocks, cutoff, seed, start, resume, overwrite, quiet):
+          contrast, force_field, features, blocks, cutoff, seed, start, resume, overwrite, quiet):
     """Train an energy on SNAPSHOTS (.npz, .xtc, .dcd, .h5, .pdb).
 
     \b
     Example:
       diffmd-fast train frames.xtc --topology protein.pdb --atoms heavy --temperature 300 --out model.safetensors
     Refine a model at its smallest noise level, where runs take place:
-      diffmd-fast train frames.npz --noise-levels 0.0005 0.5 --start model.safetensors --pairs 4
-        --learning-rate 0.0003 --minutes 5 --out refined.safetensors
+      diffmd-fast train frames.npz --noise-levels 0.0005 0.5 --start model.safetensors --force-field 30
+        --minutes 20 --out refined.safetensors
     Over 4 GPUs, or processes (docs/several_gpus.md):
       torchrun --nproc-per-node=4 -m diffmd_fast train frames.npz --out model.safetensors
     """
@@ -113,7 +113,7 @@ def train(snapshots, topology, atoms, temperature, out, steps, minutes, batch_si
 
     check_number(minutes, "minutes", minimum=0, unit="min")
     settings = Settings(n_steps=steps, max_seconds=60 * minutes, batch_size=batch_size, learning_rate=learning_rate,
-                        noise_levels=noise_levels, contrast=contrast, pairs=pairs, n_features=features,
+                        noise_levels=noise_levels, contrast=contrast, force_field=force_field, n_features=features,
                         n_blocks=blocks, cutoff=cutoff, seed=seed, validate_every=max(1, min(500, steps)))
     state = training_state_path(out)
     processes = torchrun_processes()

@@ -21,7 +21,7 @@ from diffmd_fast.io import Molecule, Snapshots, read_snapshots
 from diffmd_fast.models import Energy, TraPPEAlkane
 from diffmd_fast.processes import Processes
 from diffmd_fast.training import Settings, denoising_loss, draw_noise_levels, train, trainer
-from diffmd_fast.training.denoising import draw_batch, draw_noise, pair_loss, pair_weight
+from diffmd_fast.training.denoising import draw_batch, draw_noise
 from diffmd_fast.training.preparation import check_bonds, prepare_model
 
 SMALL = dict(n_steps=30, batch_size=32, n_features=16, n_blocks=1, validate_every=10, warm_up=5)
@@ -82,49 +82,23 @@ def test_noise_levels_cover_the_range_and_favour_the_low_end():
     assert abs(below - 0.75) < 0.01  # a linearly falling density has three quarters of itself in the lower half
 
 
-def test_pairs_have_opposite_noise_at_the_smallest_level():
+def test_the_last_of_a_batch_have_the_smallest_noise():
     frames = torch.arange(50.0)[:, None, None].expand(50, 4, 3)
-    batch = draw_batch(frames, 33, 8, (0.002, 0.5), torch.Generator().manual_seed(0))
-    assert batch.n_single == 17 and len(batch.positions) == len(batch.noise) == len(batch.noise_level) == 33
-    one, other = slice(17, 25), slice(25, 33)
-    assert torch.equal(batch.positions[one], batch.positions[other])
-    assert torch.equal(batch.noise[one], -batch.noise[other])
+    batch = draw_batch(frames, 33, 16, (0.002, 0.5), torch.Generator().manual_seed(0))
+    assert batch.n_drawn == 17 and len(batch.positions) == len(batch.noise) == len(batch.noise_level) == 33
     assert bool((batch.noise_level[17:] == batch.noise_level.new_tensor(0.002)).all())
     assert batch.noise_level[:17].max() > 0.1  # the others cover the range
-    assert draw_batch(frames, 33, 0, (0.002, 0.5), torch.Generator().manual_seed(0)).n_single == 33
-
-
-def test_pairs_learn_the_same_from_less_chance():
-    """At sigma/sqrt(v) = 0.01 the gradient by a wrong variance has the same mean with pairs as without, within 4
-    standard errors (false alarm 6e-5), and a tenth of the scatter at most: chance goes like xi x/sigma in single
-    frames and like xi^2 in pairs."""
-    generator = torch.Generator().manual_seed(0)
-    v, sigma, n = 0.01, 0.001, 2000
-    x = math.sqrt(v) * torch.randn(n, 6, 3, generator=generator, dtype=torch.float64)
-    x = x - x.mean(1, keepdim=True)
-    noise, levels = draw_noise(x.shape, generator).double(), torch.full((n,), sigma, dtype=torch.float64)
-    weight = pair_weight(Gaussian(6, v).double(), x, sigma)
-    assert weight == 1 / 0.02  # sigma^2/v is less than what is taken for known at least
-    known = 0.03**2 * v / (v + 0.03**2) ** 2  # of 30,000 numbers: standard error 0.8%
-    assert abs(known * pair_weight(Gaussian(6, v).double(), x, 0.03) - 1) < 4 * math.sqrt(2 / (n * 15))
-    found = []
-    for shift in (-1e-6, 1e-6):
-        model = Gaussian(6, 1.2 * v + shift).double()
-        one, other = (pair_loss(denoising_loss(model, x, each, levels), each, weight) for each in (noise, -noise))
-        found.append((one.detach(), (one / 2 + other / 2).detach()))
-    single, pairs = ((high - low) / 2e-6 for low, high in zip(*found))
-    standard_error = single.std() / n**0.5
-    assert abs(single.mean() - pairs.mean()) < 4 * standard_error
-    assert pairs.std() < 0.1 * single.std()
+    assert draw_batch(frames, 33, 0, (0.002, 0.5), torch.Generator().manual_seed(0)).n_drawn == 33
 
 
 def test_shares_of_processes_add_up_to_the_whole_loss(butane):
-    """With the borders of shares before, at and behind the first pair."""
-    settings = Settings(**SMALL, pairs=4.0)
+    """With the borders of shares before, at and behind the first frame that a force field tells the score of."""
+    settings = Settings(**SMALL, force_field=30.0)
     frames = torch.as_tensor(butane.positions)
     state = trainer._start(frames, butane.molecule, 300.0, settings, torch.device("cpu"))
+    state.force_field.fit(frames, 0.002)
     generator = torch.Generator().manual_seed(0)
-    batch = draw_batch(frames, 32, 8, settings.noise_levels, generator)
+    batch = draw_batch(frames, 32, 16, settings.noise_levels, generator)
     moved = state.moves(batch.positions[:16], generator)
     whole = trainer._loss(state, batch, moved, settings, Processes()).item()
     for size in (2, 3, 5):
@@ -132,10 +106,11 @@ def test_shares_of_processes_add_up_to_the_whole_loss(butane):
         assert abs(sum(parts) - whole) < 1e-4 * abs(whole)
 
 
-def test_training_with_pairs(butane, tmp_path):
-    settings = Settings(**{**SMALL, "n_steps": 400, "validate_every": 100, "n_harmonics": 0}, pairs=4.0)
-    records = train(butane, tmp_path / "m.safetensors", settings=settings, progress=False).training_record["history"]
-    assert records[-1]["held_out_pairs"] < records[0]["held_out_pairs"]
+def test_a_force_field_is_followed(butane, tmp_path):
+    settings = Settings(**{**SMALL, "n_steps": 400, "validate_every": 100, "n_harmonics": 0}, force_field=30.0)
+    model = train(butane, tmp_path / "m.safetensors", settings=settings, progress=False)
+    records = model.training_record["history"]
+    assert records[-1]["held_out_force_field"] < 0.7 * records[0]["held_out_force_field"]
     assert records[-1]["held_out_loss"] < records[0]["held_out_loss"]
 
 
@@ -181,7 +156,7 @@ def test_training_learns_and_writes_everything(butane, tmp_path):
     assert records[-1]["held_out_loss"] < 0.98 * records[0]["held_out_loss"]
     assert len(records[-1]["held_out_loss_per_noise_level"]) == 8
     # Without having learned anything it is log 2.
-    assert "held_out_pairs" not in records[-1]
+    assert "held_out_force_field" not in records[-1]
     assert records[-1]["held_out_contrast"] < 0.9 * math.log(2) and read_settings(out)["contrast"] == 1.0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.loss.png", "model.safetensors"]
     assert (tmp_path / "model.loss.png").read_bytes().startswith(b"\x89PNG")
@@ -197,7 +172,7 @@ def test_training_starts_from_a_model(butane, tmp_path):
     """Without a step's worth of learning rate it is the model again, with its series; what does not fit is refused."""
     first, out = tmp_path / "first.safetensors", tmp_path / "m.safetensors"
     train(butane, first, settings=Settings(**SMALL), progress=False, figure=False)
-    still = Settings(**SMALL, pairs=4.0, learning_rate=1e-12)
+    still = Settings(**SMALL, force_field=30.0, learning_rate=1e-12)
     again = train(butane, out, settings=replace(still, contrast=0.0), start=first, progress=False, figure=False)
     torch.testing.assert_close(numbers(out), numbers(first), rtol=0, atol=1e-6)
     assert trainer._steps(again.training_record) == 10 + trainer._steps(diffmd_fast.load_model(first).training_record)
@@ -220,8 +195,9 @@ def numbers(path):
     return torch.cat([value.flatten() for value in diffmd_fast.load_model(path).state_dict().values()])
 
 
-def test_resume_after_a_stop_equals_an_uninterrupted_run(butane, tmp_path):
-    settings = Settings(**SMALL)
+@pytest.mark.parametrize("force_field", [0.0, 30.0])
+def test_resume_after_a_stop_equals_an_uninterrupted_run(butane, tmp_path, monkeypatch, force_field):
+    settings = Settings(**SMALL, force_field=force_field)
     train(butane, tmp_path / "whole.safetensors", settings=settings, progress=False, figure=False)
 
     def stop(record):
@@ -231,6 +207,7 @@ def test_resume_after_a_stop_equals_an_uninterrupted_run(butane, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(butane, tmp_path / "cut.safetensors", settings=settings, progress=False, on_validation=stop)
     assert (tmp_path / "cut.safetensors.training").exists()
+    monkeypatch.setattr(trainer.ForceField, "fit", None)  # a force field is fitted once
     train(butane, tmp_path / "cut.safetensors", settings=settings, progress=False, resume=True, figure=False)
     assert torch.equal(numbers(tmp_path / "cut.safetensors"), numbers(tmp_path / "whole.safetensors"))
 
@@ -350,8 +327,8 @@ def test_bonds_that_look_like_angstrom_are_mentioned(butane):
 @pytest.mark.parametrize(("argument", "change"), [
     ("n_steps", dict(n_steps=0)), ("batch_size", dict(batch_size=-1)), ("learning_rate", dict(learning_rate=0.0)),
     ("ema_decay", dict(ema_decay=1.0)), ("held_out", dict(held_out=0.0)), ("cutoff", dict(cutoff=float("nan"))),
-    ("contrast", dict(contrast=-0.1)), ("pairs", dict(pairs=-1.0)), ("torsion_fade", dict(torsion_fade=float("nan"))),
-    ("batch_size", dict(pairs=1.0, batch_size=3)),
+    ("contrast", dict(contrast=-0.1)), ("torsion_fade", dict(torsion_fade=float("nan"))),
+    ("force_field", dict(force_field=-1.0)), ("batch_size", dict(force_field=1.0, batch_size=1)),
     ("n_harmonics", dict(n_harmonics=13)),
     ("seed", dict(seed=-1)), ("seed", dict(seed=2**32)), ("n_features", dict(n_features=10**6)),
     ("n_blocks", dict(n_blocks=10**6)), ("batch_size", dict(batch_size=10**9)), ("n_steps", dict(n_steps=10**20)),

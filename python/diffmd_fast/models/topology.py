@@ -66,3 +66,21 @@ def index_rows(name: str, rows: Any, width: int, n_atoms: int) -> list[list[int]
             raise InputError(f"{name}: expected rows of {width} different atoms in 0..{n_atoms - 1}, got {row}")
         result.append(row)
     return result
+
+
+def equivalent_atoms(kinds: Sequence[Any], bonds: Sequence[Sequence[int]]) -> list[int]:
+    """A type for each atom: the same where kinds and bonds, followed to any depth, do not tell atoms apart (handedness
+    apart), as three hydrogens of a methyl.  Types are numbered in the order of their first atoms."""
+    neighbors, types = _neighbors(bonds), _numbered(kinds)
+    while True:
+        around = [tuple(sorted(types[j] for j in neighbors.get(i, ()))) for i in range(len(types))]
+        finer = _numbered(list(zip(types, around)))
+        if max(finer, default=0) == max(types, default=0):
+            return types
+        types = finer
+
+
+def _numbered(keys: Sequence[Any]) -> list[int]:
+    """Each key's place among the different ones in the order of their first appearance."""
+    places: dict[Any, int] = {}
+    return [places.setdefault(key, len(places)) for key in keys]

@@ -14,10 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..io import Molecule
-from ..models.bonded import bend_cosines, bend_weight
+from ..models.bonded import bend_weight
+from .coordinates import cosines, distances
 
 STIFF = 0.02, 0.2  # of a bond in nm, of a cosine: what fluctuates more is left to the network
 SOFTEST = 0.05  # stiffness times variance; what the rest of the molecule holds needs no spring
@@ -95,16 +96,10 @@ class _Coordinates:
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values [frames, n], gradients by the atoms of each [frames, n, 3, 3] (bonds have no third), Laplacians."""
-        apart = x[:, self.pairs[:, 0]] - x[:, self.pairs[:, 1]]
-        r = torch.linalg.vector_norm(apart, dim=-1)
-        along = apart / r[..., None]
-        cosine, by_a, by_c = bend_cosines(x, self.triples)
-        a, centre, c = self.triples.unbind(1)
-        over_u, over_v = (1 / torch.linalg.vector_norm(x[:, end] - x[:, centre], dim=-1) for end in (a, c))
-        curved = -4 * cosine * (over_u**2 + over_v**2) + 2 * (1 + cosine**2) * over_u * over_v
-        gradients = torch.cat([torch.stack([along, -along, torch.zeros_like(along)], 2),
-                               torch.stack([by_a, -by_a - by_c, by_c], 2)], 1)
-        return torch.cat([r, cosine], 1), gradients, torch.cat([4 / r, curved], 1)
+        (r, along, bent_r), bends = distances(x, self.pairs), cosines(x, self.triples)
+        along = nn.functional.pad(along, (0, 0, 0, 1))
+        return (torch.cat([r, bends.values], 1), torch.cat([along, bends.gradients], 1),
+                torch.cat([bent_r, bends.laplacians], 1))
 
     def moments(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and standard deviation of each value, and the mean of its gradient's square [n]."""

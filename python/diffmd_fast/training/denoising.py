@@ -8,35 +8,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LEAST_KNOWN = 0.02  # of the noise, for `pair_weight`: without bonds the energy that training begins with knows nothing
-
 
 @dataclass(frozen=True)
 class Batch:
     """Snapshots [frames, atoms, 3] nm of one step, their noise xi of the same shape and noise levels [frames] nm.
 
-    The last ``2 n_pairs`` are pairs: the same snapshots twice, with xi and with -xi, at the smallest level.
+    Those from ``n_drawn`` on have the smallest level, at which a force field tells the score.
     """
 
     positions: Tensor
     noise: Tensor
     noise_level: Tensor
-    n_pairs: int
-
-    @property
-    def n_single(self) -> int:
-        return len(self.positions) - 2 * self.n_pairs
+    n_drawn: int
 
 
-def draw_batch(frames: Tensor, batch_size: int, n_pairs: int, levels: tuple[float, float],
+def draw_batch(frames: Tensor, batch_size: int, n_smallest: int, levels: tuple[float, float],
                generator: torch.Generator) -> Batch:
-    """``batch_size`` of the snapshots ``frames``, ``n_pairs`` of them twice (:class:`Batch`)."""
-    n_single = batch_size - 2 * n_pairs
-    index = torch.randint(len(frames), (n_single + n_pairs,), generator=generator)
-    level = torch.cat([draw_noise_levels(n_single, levels, generator), torch.full((2 * n_pairs,), levels[0])])
+    """``batch_size`` of the snapshots ``frames``, the last ``n_smallest`` of them with the smallest noise."""
+    n_drawn = batch_size - n_smallest
+    index = torch.randint(len(frames), (batch_size,), generator=generator)
+    level = torch.cat([draw_noise_levels(n_drawn, levels, generator), torch.full((n_smallest,), levels[0])])
     positions = frames[index]
-    noise = draw_noise(positions.shape, generator)
-    return Batch(torch.cat([positions, positions[n_single:]]), torch.cat([noise, -noise[n_single:]]), level, n_pairs)
+    return Batch(positions, draw_noise(positions.shape, generator), level, n_drawn)
 
 
 def draw_noise_levels(n: int, levels: tuple[float, float], generator: torch.Generator) -> Tensor:
@@ -62,8 +55,12 @@ def draw_noise(shape: torch.Size, generator: torch.Generator) -> Tensor:
 
 
 def denoising_loss(model, positions: Tensor, noise: Tensor, noise_level: Tensor, create_graph: bool = True) -> Tensor:
-    """|sigma s(x + sigma xi, sigma) + xi|^2 per degree of freedom, for each frame [frames]; see `energy_and_loss`."""
-    return energy_and_loss(model, positions, noise, noise_level, create_graph)[1]
+    """|sigma s(x + sigma xi, sigma) + xi|^2 per degree of freedom, for each frame [frames].
+
+    ``positions`` [frames, atoms, 3] nm, ``noise`` xi of the same shape, ``noise_level`` sigma [frames] nm.
+    """
+    score = energy_and_score(model, noised(positions, noise, noise_level), noise_level, create_graph)[1]
+    return denoising_error(score, noise, noise_level)
 
 
 def noised(positions: Tensor, noise: Tensor, noise_level: Tensor) -> Tensor:
@@ -71,18 +68,16 @@ def noised(positions: Tensor, noise: Tensor, noise_level: Tensor) -> Tensor:
     return positions + noise_level[:, None, None] * noise
 
 
-def energy_and_loss(model, positions: Tensor, noise: Tensor, noise_level: Tensor,
-                    create_graph: bool = True) -> tuple[Tensor, Tensor]:
-    """Energies [frames] in kT0 of the noised frames x + sigma xi, and the denoising loss [frames].
+def energy_and_score(model, moved: Tensor, noise_level: Tensor, create_graph: bool = True) -> tuple[Tensor, Tensor]:
+    """Energies [frames] in kT0 and scores [frames, atoms, 3] in 1/nm of frames moved by noise [frames, atoms, 3] nm.
 
-    ``positions`` [frames, atoms, 3] nm, ``noise`` xi of the same shape, ``noise_level`` sigma [frames] nm.
-    The score is minus the gradient of the model's energy, so the drift is conservative.
+    Noise levels are [frames] nm.  The score is minus the gradient of the model's energy, so the drift is conservative.
     """
-    moved = noised(positions, noise, noise_level).requires_grad_()
+    moved = moved.detach().requires_grad_()
     with torch.enable_grad():
         energy = model(moved, noise_level)
         (gradient,) = torch.autograd.grad(energy.sum(), moved, create_graph=create_graph)
-    return energy, denoising_error(-gradient, noise, noise_level)
+    return energy, -gradient
 
 
 def denoising_error(score: Tensor, noise: Tensor, noise_level: Tensor) -> Tensor:
@@ -91,23 +86,6 @@ def denoising_error(score: Tensor, noise: Tensor, noise_level: Tensor) -> Tensor
     return (noise + noise_level[:, None, None] * score).square().sum((1, 2)) / degrees_of_freedom
 
 
-def pair_weight(model, frames: Tensor, noise_level: float) -> float:
-    """One over sigma^2 <|s|^2> per degree of freedom, s the score of ``model`` at frames [frames, atoms, 3] nm.
-
-    At small noise nearly all of xi is chance that no score can know, and the least loss is 1 - sigma^2 <|s|^2>: 0.97
-    at 0.0005 nm for a molecule with hydrogens.  With this weight the loss is the error of the score relative to it.
-    """
-    score = model.score(frames, noise_level)
-    known = denoising_error(score, torch.zeros_like(score), score.new_full((len(score),), noise_level))
-    return 1 / max(known.mean().item(), LEAST_KNOWN)
-
-
-def pair_loss(losses: Tensor, noise: Tensor, weight: float) -> Tensor:
-    """weight (|sigma s + xi|^2 - |xi|^2) for each frame of pairs, [frames], from its denoising loss.
-
-    With `pair_weight` its mean over frames is the mean square of what is wrong with the score, relative to the score,
-    up to a constant.  What a step learns from one frame is 2 s xi/sigma, of which nearly all is chance at small sigma;
-    in the sum over xi and -xi the chance cancels and xi (ds/dx) xi is left, as in sliced score matching (Song et al.,
-    UAI 2019, arXiv 1905.07088).
-    """
-    return weight * (losses - denoising_error(torch.zeros_like(noise), noise, noise.new_zeros(len(noise))))
+def relative_error(score: Tensor, told: Tensor, square: Tensor) -> Tensor:
+    """|score - told|^2 over ``square``, the mean of |told|^2, for each frame [frames] of scores [frames, atoms, 3]."""
+    return (score - told).square().sum((1, 2)) / square

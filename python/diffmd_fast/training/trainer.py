@@ -25,11 +25,10 @@ from ..models.schnet import MAX_HARMONICS
 from ..processes import Processes
 from .calibration import MOST_PAIRS, calibrate_series
 from .contrast import Moves, contrastive_loss
-from .denoising import Batch, draw_batch, draw_noise, energy_and_loss, noised, pair_loss, pair_weight
+from .denoising import Batch, denoising_error, draw_batch, draw_noise, energy_and_score, noised, relative_error
 from .ensemble import FRAMES_A_CHANGE, MOST_CHANGES, match_ensemble
+from .force_field import ForceField
 from .preparation import centred, check_bonds, measure_support, prepare_model
-
-WEIGHED = 1024  # frames that tell how much of the smallest noise can be known
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,9 @@ class Settings:
         contrast: weight of the contrastive loss (training/contrast.py), which ties the energies of basins to each
             other across barriers where there are no frames, and calibrates the series of torsions at the end
             (training/calibration.py, training/ensemble.py); 0 leaves both out.  It needs torsions.
-        pairs: weight of the error of the score, relative to it, at the smallest noise level, where runs take place;
-            half of each batch is pairs of frames with opposite noise for it (`pair_loss` in training/denoising.py).  4
-            for some minutes refines a model of 0.0005 nm (``start=``); longer it learns frames by heart.  0 leaves it
-            out.
+        force_field: weight of how far the score is, relative to it, from that of a classical force field at the
+            smallest noise level, where runs take place; half of each batch is frames for it.  It is fitted to the
+            snapshots, too (training/force_field.py): for molecules of up to some 40 atoms.  30 suits; 0: without.
         n_features, n_blocks, cutoff: of the SchNet; cutoff in nm.
         held_out: share of the frames kept for validation, where the snapshots bring none of their own.
         validate_every: steps between validations; the best one is the model file.
@@ -68,7 +66,7 @@ class Settings:
     torsion_fade: float = 0.06
     n_harmonics: int = 6
     contrast: float = 1.0
-    pairs: float = 0.0
+    force_field: float = 0.0
     n_features: int = 64
     n_blocks: int = 3
     cutoff: float = 1.0
@@ -87,8 +85,9 @@ class Settings:
         check_number(self.learning_rate, "learning_rate", above=0)
         check_number(self.max_seconds, "max_seconds", minimum=0, unit="s")
         check_number(self.contrast, "contrast", minimum=0)
-        check_number(self.pairs, "pairs", minimum=0)
-        require(not self.pairs or self.batch_size >= 4, "batch_size", "at least 4 with pairs", self.batch_size)
+        check_number(self.force_field, "force_field", minimum=0)
+        require(not self.force_field or self.batch_size >= 2, "batch_size", "at least 2 with a force field",
+                self.batch_size)
         check_number(self.torsion_fade, "torsion_fade", above=0, unit="nm")
         check_number(self.cutoff, "cutoff", above=0, unit="nm")
         require(0 <= self.ema_decay < 1, "ema_decay", "a number in [0, 1)", self.ema_decay)
@@ -99,15 +98,14 @@ class Settings:
 class State:
     """All that changes while training, and all that a resumed run needs.
 
-    ``pair_weight`` is Settings.pairs over the share of the noise that is known, ``before`` the training record of the
-    model that training began with.
+    ``before`` has the training record of the model that training began with.
     """
 
     model: SchNet
     average: SchNet
     optimizer: torch.optim.Adam
     moves: Moves | None
-    pair_weight: float
+    force_field: ForceField | None
     before: dict[str, Any]
     step: int = 0
     seconds: float = 0.0
@@ -169,6 +167,8 @@ def train(snapshots: Snapshots, out: str | Path, temperature: float | None = Non
     if resume:
         _load_state(state_path, state, settings, data)
         _check_resumed(out, state, settings)
+    elif state.force_field is not None:
+        state.force_field.fit(train_frames, settings.noise_levels[0], settings.seed, progress and processes.rank == 0)
     started = time.monotonic() - state.seconds
     # A step cut in half would leave parameters, their average and Adam's moments at different steps.
     with _bar(settings, state, progress and processes.rank == 0) as bar, Interrupt() as interrupt:
@@ -276,22 +276,19 @@ def _start(frames: Tensor, molecule: Molecule, temperature: float, settings: Set
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
     # Without torsions the energy is the same for the mirror image, and no bond turns: nothing to compare.
     moves = Moves(molecule) if settings.contrast and model.torsions else None
-    weight = 0.0
-    if settings.pairs:
-        some = frames[torch.randperm(len(frames))[:WEIGHED]].to(device)
-        weight = settings.pairs * pair_weight(model, some, settings.noise_levels[0])
-    return State(model, deepcopy(model), optimizer, moves, weight, before, history=[])
+    force_field = ForceField(molecule) if settings.force_field else None
+    return State(model, deepcopy(model), optimizer, moves, force_field, before, history=[])
 
 
 def _step(state: State, frames: Tensor, settings: Settings, processes: Processes) -> float:
     """One optimizer step.  Batch and noise are functions of (seed, step), so a resumed run draws the same, and each
     process the same as all others; it computes its share."""
     generator = torch.Generator().manual_seed((settings.seed << 32) + state.step)
-    batch = draw_batch(frames, settings.batch_size, settings.batch_size // 4 if settings.pairs else 0,
+    batch = draw_batch(frames, settings.batch_size, settings.batch_size // 2 if settings.force_field else 0,
                        settings.noise_levels, generator)
-    single = slice(batch.n_single)
+    drawn = slice(batch.n_drawn)
     moved = None if state.moves is None else state.moves(
-        noised(batch.positions[single], batch.noise[single], batch.noise_level[single]), generator)
+        noised(batch.positions[drawn], batch.noise[drawn], batch.noise_level[drawn]), generator)
     loss = _loss(state, batch, moved, settings, processes)
     parameters = list(state.model.parameters())
     state.optimizer.zero_grad(set_to_none=True)
@@ -313,20 +310,26 @@ def _step(state: State, frames: Tensor, settings: Settings, processes: Processes
 
 
 def _loss(state: State, batch: Batch, moved: Tensor | None, settings: Settings, processes: Processes) -> Tensor:
-    """What this process's share of the batch adds to the loss: the mean over single frames, with the contrast, and the
-    mean over pairs.  ``moved`` [single frames, atoms, 3] are the single frames moved."""
+    """What this process's share of the batch adds to the loss: the mean over frames of any noise level, with the
+    contrast, and the mean over those that a force field tells the score of.  ``moved`` are the former, moved."""
     share, device = processes.share(len(batch.positions)), processes.device
-    noise, levels = batch.noise[share].to(device), batch.noise_level[share].to(device)
-    energy, losses = energy_and_loss(state.model, batch.positions[share].to(device), noise, levels)
-    n = max(0, batch.n_single - share.start)  # single frames of this share come first
-    total = losses[:n].sum() / batch.n_single
+    noise, levels = batch.noise[share], batch.noise_level[share]
+    frames = noised(batch.positions[share], noise, levels)
+    energy, score = energy_and_score(state.model, frames.to(device), levels.to(device))
+    n = max(0, batch.n_drawn - share.start)  # of this share; they come first
+    total = denoising_error(score[:n], noise[:n].to(device), levels[:n].to(device)).sum() / batch.n_drawn
     if moved is not None and n:
-        moved = moved[share].to(device)
-        contrast = contrastive_loss(energy[:n], state.model(moved, levels[:n]))
-        total = total + settings.contrast * contrast.sum() / batch.n_single
-    if batch.n_pairs:
-        total = total + pair_loss(losses[n:], noise[n:], state.pair_weight).sum() / (2 * batch.n_pairs)
+        contrast = contrastive_loss(energy[:n], state.model(moved[share].to(device), levels[:n].to(device)))
+        total = total + settings.contrast * contrast.sum() / batch.n_drawn
+    if state.force_field is not None:
+        total = total + settings.force_field * _told(state, score[n:], frames[n:]).sum() / (
+            len(batch.positions) - batch.n_drawn)
     return total
+
+
+def _told(state: State, score: Tensor, frames: Tensor) -> Tensor:
+    """How far the score is from what the force field tells, for each frame."""
+    return relative_error(score, state.force_field(frames).to(score), state.force_field.square.to(score))
 
 
 def _progress(state: State, settings: Settings) -> float:
@@ -366,21 +369,22 @@ def _validate(state: State, train_frames: Tensor, valid_frames: Tensor, settings
         for x, noise in zip(some.split(256), draw_noise(some.shape, generator).split(256)):
             levels = x.new_full((len(x),), level)
             moved = None if state.moves is None else state.moves(noised(x, noise, levels), generator).to(device)
-            levels = levels.to(device)
-            energy, losses = energy_and_loss(state.average, x.to(device), noise.to(device), levels, create_graph=False)
-            values.append(losses.detach())
+            noise, levels, x = noise.to(device), levels.to(device), noised(x, noise, levels).to(device)
+            energy, score = energy_and_score(state.average, x, levels, create_graph=False)
+            values.append(denoising_error(score, noise, levels))
             if moved is not None:
                 with torch.no_grad():
                     contrast.append(contrastive_loss(energy, state.average(moved, levels)))
         per_level[f"{level:.4g}"] = torch.cat(values).mean().item()
-    pairs = [_pairs_of(state, x.to(device), draw_noise(x.shape, generator).to(device), settings)
-             for x in some.split(256)] if settings.pairs else []
     record = {"step": state.step, "seconds": round(state.seconds, 1), "loss": loss,
               "held_out_loss": sum(per_level.values()) / len(per_level), "held_out_loss_per_noise_level": per_level}
     if contrast:
         record["held_out_contrast"] = torch.cat(contrast).mean().item()
-    if pairs:
-        record["held_out_pairs"] = torch.cat(pairs).mean().item()
+    if state.force_field is not None:
+        levels = some.new_full((len(some),), settings.noise_levels[0])
+        x = noised(some, draw_noise(some.shape, generator), levels)
+        score = energy_and_score(state.average, x.to(device), levels.to(device), create_graph=False)[1]
+        record["held_out_force_field"] = _told(state, score, x).mean().item()
     if not math.isfinite(_total(record, settings)):
         raise NonFiniteError(f"loss: held-out loss {record['held_out_loss']} at training step {state.step}; lower "
                              f"learning_rate ({settings.learning_rate:g})")
@@ -388,18 +392,10 @@ def _validate(state: State, train_frames: Tensor, valid_frames: Tensor, settings
     return record
 
 
-def _pairs_of(state: State, frames: Tensor, noise: Tensor, settings: Settings) -> Tensor:
-    """The loss of pairs of the moving average [2 frames]."""
-    frames, noise = frames.repeat(2, 1, 1), torch.cat([noise, -noise])
-    levels = frames.new_full((len(frames),), settings.noise_levels[0])
-    losses = energy_and_loss(state.average, frames, noise, levels, create_graph=False)[1]
-    return pair_loss(losses.detach(), noise, state.pair_weight)
-
-
 def _total(record: dict, settings: Settings) -> float:
     """What the best model has least of."""
     return (record["held_out_loss"] + settings.contrast * record.get("held_out_contrast", 0.0)
-            + record.get("held_out_pairs", 0.0))
+            + settings.force_field * record.get("held_out_force_field", 0.0))
 
 
 def _save(out: Path, model: SchNet, frames: Tensor, record: dict[str, Any]) -> None:
@@ -439,6 +435,8 @@ def _save_state(path: Path, state: State, settings: Settings, data: str) -> None
 
     tensors = {f"model.{k}": v for k, v in state.model.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in state.average.state_dict().items()}
+    if state.force_field is not None:
+        tensors |= {f"force_field.{k}": v for k, v in state.force_field.state_dict().items()}
     for i, moments in state.optimizer.state_dict()["state"].items():
         tensors |= {f"adam.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
     header = {"step": state.step, "seconds": state.seconds, "best": state.best, "history": state.history,
@@ -463,6 +461,8 @@ def _load_state(path: Path, state: State, settings: Settings, data: str) -> None
                 "the snapshots and the temperature, and the start, of the stopped training", "others")
         state.model.load_state_dict(_part(tensors, "model."))
         state.average.load_state_dict(_part(tensors, "average."))
+        if state.force_field is not None:
+            state.force_field.load_state_dict(_part(tensors, "force_field."))
         adam = state.optimizer.state_dict()
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in _part(tensors, "adam.").items():
