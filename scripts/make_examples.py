@@ -1,11 +1,13 @@
-"""Make what examples/alanine_dipeptide holds: the trained checkpoint and a few thousand snapshots.
+r"""Make what examples/alanine_dipeptide holds: the trained checkpoint and a few thousand snapshots.
 
     python scripts/make_examples.py --data ../shared/data --minutes 45
     python scripts/make_examples.py --data ../shared/data --minutes 32 --atoms all
+    diffmd-fast train ../shared/data/ala2_implicit_300K_train.npz --noise-levels 0.0005 0.5 --force-field 30 \
+        --steps 9000 --start examples/alanine_dipeptide/all_atoms.safetensors --out all_atoms.safetensors
 
 The snapshots are heavy atoms of Amber ff14SB/OBC2 frames at 300 K (see examples/README.md).  The
 model is trained on all 40,000 training frames; every eighth is shipped to start runs from and to compare with.
-Of all atoms the model alone is shipped.
+Of all atoms the model alone is shipped, that of the last line, which takes 27 minutes of one core.
 """
 
 from __future__ import annotations

@@ -133,6 +133,10 @@ def train(snapshots, topology, atoms, temperature, out, steps, minutes, batch_si
     last = model.training_record["history"][-1]
     if "calibrated" in model.training_record:
         _say(f"torsions calibrated: their series changed by up to {model.training_record['calibrated']:.2f} kT0")
+    if "held_out_force_field" in last:
+        off = 100 * last["held_out_force_field"] ** 0.5
+        _say(f"the score at {model.noise_level:g} nm is {off:.1f}% off that of the force field fitted to the snapshots "
+             "(held-out frames, rms)")
     _say(f"best held-out loss {last['held_out_loss']:.4f} at step {last['step']}; model in {out}, "
          f"loss figure in {Path(out).with_suffix('.loss.png')}")
 
