@@ -7,7 +7,7 @@ r"""Make what examples/alanine_dipeptide holds: the trained checkpoint and a few
 
 The snapshots are heavy atoms of Amber ff14SB/OBC2 frames at 300 K (see examples/README.md).  The
 model is trained on all 40,000 training frames; every eighth is shipped to start runs from and to compare with.
-Of all atoms the model alone is shipped, that of the last line, which takes 27 minutes of one core.
+Of all atoms the model alone is shipped, that of the last line, which takes half an hour of one core.
 """
 
 from __future__ import annotations
