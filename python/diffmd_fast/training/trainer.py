@@ -49,7 +49,7 @@ class Settings:
             (training/calibration.py, training/ensemble.py); 0 leaves both out.  It needs torsions.
         force_field: weight of how far the score is, relative to it, from that of a classical force field at the
             smallest noise level, where runs take place; half of each batch is frames for it.  It is fitted to the
-            snapshots, too (training/force_field.py): for molecules of up to some 40 atoms.  30 suits; 0: without.
+            snapshots, too (training/force_field.py): for molecules of up to some 30 atoms.  30 suits; 0: without.
         n_features, n_blocks, cutoff: of the SchNet; cutoff in nm.
         held_out: share of the frames kept for validation, where the snapshots bring none of their own.
         validate_every: steps between validations; the best one is the model file.
@@ -145,7 +145,7 @@ def train(snapshots: Snapshots, out: str | Path, temperature: float | None = Non
 
     Raises:
         InputError: bad snapshots, settings or paths, before anything is written.
-        NonFiniteError: the loss became NaN; the message names the step.
+        NonFiniteError: the loss became NaN, and the message names the step; or no force field can be fitted.
         ProcessFailed: another process ended; ``resume`` goes on from the last validation.
     """
     settings, processes = settings or Settings(), processes or Processes()
